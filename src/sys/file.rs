@@ -1,0 +1,123 @@
+//! Files that appear complete or not at all: wrappers for `open(O_TMPFILE)`, `linkat(2)`, `renameat(2)`, `fsync(2)`.
+//!
+//! All names are relative to a directory held open, so that nobody can exchange it under a long conversion.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+
+use super::Error;
+
+/// Opens a directory to make files in.
+pub fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(AT_FDCWD, path, flags, Mode::empty())
+        .map_err(|errno| Error::new(format!("open({path:?}, RDONLY|DIRECTORY)"), errno))
+}
+
+/// What `name` is; none if there is nothing. A symbolic link is not followed.
+pub fn stat(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileStat>, Error> {
+    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::new(format!("fstatat({name:?}, SYMLINK_NOFOLLOW)"), errno)),
+    }
+}
+
+/// Whether a [`FileStat`] is of a directory.
+pub fn is_directory(stat: &FileStat) -> bool {
+    stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFDIR
+}
+
+/// Opens a file without a name, which vanishes with its last descriptor, however the process ends. None where the
+/// file system cannot (NFS, many FUSE file systems).
+pub fn create_unnamed(directory: BorrowedFd<'_>, mode: u32) -> Result<Option<File>, Error> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    match openat(directory, ".", flags, Mode::from_bits_truncate(mode)) {
+        Ok(fd) => Ok(Some(File::from(fd))),
+        // Kernels and file systems that do not know the flag see an attempt to write to a directory.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT | Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(Error::new("open(\".\", TMPFILE|RDWR)", errno)),
+    }
+}
+
+/// Creates a file that must not exist yet; none if something has the name.
+pub fn create_new(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<Option<File>, Error> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    match openat(directory, name, flags, Mode::from_bits_truncate(mode)) {
+        Ok(fd) => Ok(Some(File::from(fd))),
+        Err(Errno::EEXIST) => Ok(None),
+        Err(errno) => Err(Error::new(format!("open({name:?}, CREAT|EXCL|RDWR)"), errno)),
+    }
+}
+
+/// Gives a file made by [`create_unnamed`] a name; false if something has it.
+pub fn link_unnamed(file: &File, directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Error> {
+    // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH before Linux 6.10; the way through /proc never does (open(2)).
+    let magic = OsString::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let linked = match linkat(AT_FDCWD, &*magic, directory, name, AtFlags::AT_SYMLINK_FOLLOW) {
+        Err(Errno::ENOENT) => linkat(file.as_fd(), "", directory, name, AtFlags::AT_EMPTY_PATH),
+        result => result,
+    };
+    match linked {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(Error::new(format!("linkat({magic:?}, {name:?}, SYMLINK_FOLLOW)"), errno)),
+    }
+}
+
+/// Renames over whatever has the new name.
+pub fn rename(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<(), Error> {
+    renameat(directory, from, directory, to)
+        .map_err(|errno| Error::new(format!("renameat({from:?}, {to:?})"), errno))
+}
+
+/// Renames unless something has the new name (then false).
+pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<bool, Error> {
+    match renameat2(directory, from, directory, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => return Ok(true),
+        Err(Errno::EEXIST) => return Ok(false),
+        // NFS and others know no flags; link(2) is atomic there.
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+        Err(errno) => return Err(Error::new(format!("renameat2({from:?}, {to:?}, NOREPLACE)"), errno)),
+    }
+    match linkat(directory, from, directory, to, AtFlags::empty()) {
+        Ok(()) => unlink(directory, from).map(|()| true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(Error::new(format!("linkat({from:?}, {to:?})"), errno)),
+    }
+}
+
+/// Removes a name; it is fine if it is gone already.
+pub fn unlink(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::new(format!("unlinkat({name:?})"), errno)),
+    }
+}
+
+/// Waits until a file's contents are on the disk.
+pub fn sync(file: &File) -> Result<(), Error> {
+    file.sync_all().map_err(|error| Error::from_io("fsync(image file)", &error))
+}
+
+/// Waits until a directory's entries are on the disk. File systems that cannot say count as done.
+pub fn sync_directory(directory: BorrowedFd<'_>) -> Result<(), Error> {
+    match nix::unistd::fsync(directory) {
+        Ok(()) | Err(Errno::EINVAL | Errno::EROFS | Errno::EBADF) => Ok(()),
+        Err(errno) => Err(Error::new("fsync(directory)", errno)),
+    }
+}
+
+/// Wrapper for `memfd_create(2)`: a file without a name, in memory, closed on exec.
+pub fn in_memory(name: &std::ffi::CStr) -> Result<File, Error> {
+    nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+        .map(File::from)
+        .map_err(|errno| Error::new(format!("memfd_create({name:?})"), errno))
+}

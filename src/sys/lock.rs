@@ -1,0 +1,56 @@
+//! Advisory locks on whole files.
+
+use std::fs::File;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::Error;
+
+/// A file locked for its holder alone; unlocked when dropped.
+///
+/// The lock belongs to the open file, which a forked child shares: dropping unlocks it for both, which closing the
+/// descriptor would not. It also ends with its last holder, however that dies.
+#[derive(Debug)]
+pub struct Locked(Flock<File>);
+
+impl Locked {
+    /// Wrapper for `flock(2)`: waits until `file` is ours. `name` is for messages.
+    pub fn exclusive(file: File, name: &std::path::Path) -> Result<Locked, Error> {
+        let mut file = file;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Ok(locked) => return Ok(Locked(locked)),
+                Err((again, Errno::EINTR)) => file = again,
+                Err((_, errno)) => return Err(Error::new(format!("flock({name:?}, EX)"), errno)),
+            }
+        }
+    }
+
+    /// The same without waiting: none if somebody else has it locked.
+    pub fn try_exclusive(file: File) -> Option<Locked> {
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).ok().map(Locked)
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excludes_others_until_dropped() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let other = || Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusiveNonblock).map(drop);
+        let locked = Locked::exclusive(File::open(&path).unwrap(), &path).unwrap();
+        let copy = locked.file().try_clone().unwrap();
+        assert_eq!(other().unwrap_err().1, Errno::EWOULDBLOCK);
+        drop(locked);
+        other().unwrap();
+        drop(copy);
+    }
+}

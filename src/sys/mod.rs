@@ -1,0 +1,26 @@
+//! The only system calls and the only `unsafe`: wrappers add flags and context, no decisions.
+
+pub mod affinity;
+pub mod beneath;
+pub mod caller;
+pub mod cpu;
+pub mod error;
+pub mod exec;
+pub mod file;
+pub mod fuse;
+pub mod lock;
+pub mod mount;
+pub mod namespace;
+pub mod path;
+pub mod privilege;
+pub mod process;
+pub mod signal;
+pub mod temporary;
+
+pub use error::Error;
+
+/// Whether `errno` is how a kernel (`ENOSYS`), or a container runtime's older system call filter (`EPERM`), says that
+/// it does not know a call at all. The second is ambiguous: use it only where the older way to do the same follows.
+pub fn is_missing(errno: nix::errno::Errno) -> bool {
+    matches!(errno, nix::errno::Errno::ENOSYS | nix::errno::Errno::EPERM)
+}

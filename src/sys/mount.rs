@@ -1,0 +1,262 @@
+//! Mounts by descriptor: clone, attach, make read-only, pivot. Old and new calls side by side; callers choose.
+#![expect(unsafe_code, reason = "open_tree, move_mount and mount_setattr have no safe wrapper")]
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::statvfs::FsFlags;
+
+use super::Error;
+use super::path::PathFd;
+
+/// What a mount forbids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restriction {
+    /// Writing.
+    ReadOnly,
+    /// Writing, devices and setuid bits: for trees that others made.
+    ReadOnlyNoDevicesNoSetuid,
+}
+
+impl Restriction {
+    /// For `mount_setattr(2)`.
+    fn attributes(self) -> u64 {
+        match self {
+            Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+            Restriction::ReadOnlyNoDevicesNoSetuid => {
+                libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID
+            }
+        }
+    }
+
+    /// For `mount(2)`.
+    fn flags(self) -> MsFlags {
+        match self {
+            Restriction::ReadOnly => MsFlags::MS_RDONLY,
+            Restriction::ReadOnlyNoDevicesNoSetuid => {
+                MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID
+            }
+        }
+    }
+}
+
+/// Makes every mount of this namespace receive the host's mounts and send none.
+pub fn make_slave() -> Result<(), Error> {
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        .map_err(|errno| Error::new("mount(\"/\", REC|SLAVE)", errno))
+}
+
+/// Mounts FUSE on the host directory `mount_point`: read-only, without devices or setuid bits. `source` is what
+/// `/proc/self/mounts` shows, `data` the mount options, which name the descriptor of `/dev/fuse`.
+pub fn fuse(source: &Path, mount_point: &Path, data: &str) -> Result<(), Error> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    nix::mount::mount(Some(source), mount_point, Some("fuse.hpcrun"), flags, Some(data)).map_err(|errno| {
+        let call =
+            format!("mount({source:?}, {mount_point:?}, \"fuse.hpcrun\", NOSUID|NODEV|RDONLY, {data:?})");
+        Error::new(call, errno)
+    })
+}
+
+/// Wrapper for `open_tree(2)`, Linux 5.2: a detached copy of what is mounted at and below `source`.
+pub fn clone_tree(source: &PathFd) -> Result<PathFd, Error> {
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | at(libc::AT_RECURSIVE | libc::AT_EMPTY_PATH);
+    // SAFETY: the kernel reads a descriptor that lives, an empty string and a number.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, source.as_fd().as_raw_fd(), c"".as_ptr(), flags) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) if fd >= 0 => Ok(PathFd::new(unsafe { OwnedFd::from_raw_fd(fd) }, source.path())),
+        _ => Err(Error::last(format!("open_tree({:?}, CLONE|RECURSIVE)", source.path()))),
+    }
+}
+
+/// Wrapper for `move_mount(2)`, Linux 5.2: attaches a detached tree on `destination`.
+pub fn attach(tree: &PathFd, destination: &PathFd) -> Result<(), Error> {
+    // linux/mount.h: both ends are given by descriptor alone.
+    const F_EMPTY_PATH: libc::c_uint = 0x04;
+    const T_EMPTY_PATH: libc::c_uint = 0x40;
+    let (from, to) = (tree.as_fd().as_raw_fd(), destination.as_fd().as_raw_fd());
+    let flags = F_EMPTY_PATH | T_EMPTY_PATH;
+    // SAFETY: the kernel reads two descriptors that live and empty strings.
+    let moved = unsafe { libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), to, c"".as_ptr(), flags) };
+    if moved == 0 {
+        return Ok(());
+    }
+    Err(Error::last(format!("move_mount({:?}, {:?})", tree.path(), destination.path())))
+}
+
+/// Wrapper for `mount_setattr(2)`, Linux 5.12: restricts all mounts of a tree at once.
+pub fn restrict_tree(tree: &PathFd, restriction: Restriction) -> Result<(), Error> {
+    let attributes =
+        libc::mount_attr { attr_set: restriction.attributes(), attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the kernel reads a descriptor that lives, an empty string and a structure of the given size.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            at(libc::AT_RECURSIVE | libc::AT_EMPTY_PATH),
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if set == 0 {
+        return Ok(());
+    }
+    Err(Error::last(format!("mount_setattr({:?}, RECURSIVE, {restriction:?})", tree.path())))
+}
+
+/// `AT_*` flags are declared signed and taken unsigned.
+fn at(flags: libc::c_int) -> libc::c_uint {
+    flags.cast_unsigned()
+}
+
+/// Binds `source` with everything mounted below it on `destination` by `mount(2)`, for kernels without
+/// [`clone_tree`]. The paths that the kernel sees are links of `/proc/self/fd`, which lead to exactly these files.
+pub fn bind(source: &PathFd, destination: &PathFd) -> Result<(), Error> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    nix::mount::mount(
+        Some(source.proc_path().as_str()),
+        destination.proc_path().as_str(),
+        None::<&str>,
+        flags,
+        None::<&str>,
+    )
+    .map_err(|errno| {
+        Error::new(format!("mount({:?}, {:?}, BIND|REC)", source.path(), destination.path()), errno)
+    })
+}
+
+/// Whether recursive binds of what lies above a mount copy it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Binding {
+    /// They do.
+    Copied,
+    /// They leave it out, with everything mounted below it.
+    LeftOut,
+}
+
+/// Sets whether recursive binds copy the mount that `mounted` lies at the root of. It takes part in no propagation
+/// afterwards.
+pub fn set_binding(mounted: &PathFd, binding: Binding) -> Result<(), Error> {
+    let flags = match binding {
+        Binding::Copied => MsFlags::MS_PRIVATE,
+        Binding::LeftOut => MsFlags::MS_UNBINDABLE,
+    };
+    nix::mount::mount(None::<&str>, mounted.proc_path().as_str(), None::<&str>, flags, None::<&str>)
+        .map_err(|errno| Error::new(format!("mount({:?}, {binding:?})", mounted.path()), errno))
+}
+
+/// Restricts the one mount that `mounted` lies at the root of, by `mount(2)`, for kernels without [`restrict_tree`].
+pub fn restrict(mounted: &PathFd, restriction: Restriction) -> Result<(), Error> {
+    let refused =
+        |errno| Error::new(format!("mount({:?}, REMOUNT|BIND, {restriction:?})", mounted.path()), errno);
+    let now = nix::sys::statvfs::fstatvfs(mounted).map_err(refused)?.flags();
+    // What the host's mount forbids is locked in a user namespace: leaving it out is asking to lift it, EPERM. The
+    // access time flags stay as they are when none is given (fs/namespace.c, path_mount).
+    let mut flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | restriction.flags();
+    for (is, keep) in [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+    ] {
+        flags.set(keep, flags.contains(keep) || now.contains(is));
+    }
+    nix::mount::mount(None::<&str>, mounted.proc_path().as_str(), None::<&str>, flags, None::<&str>)
+        .map_err(refused)
+}
+
+/// Makes the mount at the working directory the root, and drops the old root with everything mounted below it.
+///
+/// `pivot_root(".", ".")` stacks the old root on the new one, so that no directory for it is needed (pivot_root(2)).
+pub fn pivot_root() -> Result<(), Error> {
+    nix::unistd::pivot_root(".", ".").map_err(|errno| Error::new("pivot_root(\".\", \".\")", errno))?;
+    nix::mount::umount2(".", MntFlags::MNT_DETACH)
+        .map_err(|errno| Error::new("umount2(\".\", DETACH)", errno))?;
+    to_root()
+}
+
+/// Moves the mount at the working directory onto `/` and makes it the root, as `switch_root(8)` does: where the old
+/// root is the kernel's initial file system (diskless nodes), `pivot_root(2)` answers `EINVAL`. The old root stays
+/// mounted underneath, where no path leads.
+pub fn move_root() -> Result<(), Error> {
+    nix::mount::mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|errno| Error::new("mount(\".\", \"/\", MOVE)", errno))?;
+    nix::unistd::chroot(".").map_err(|errno| Error::new("chroot(\".\")", errno))?;
+    to_root()
+}
+
+fn to_root() -> Result<(), Error> {
+    nix::unistd::chdir("/").map_err(|errno| Error::new("chdir(\"/\")", errno))
+}
+
+/// Makes `directory` the working directory.
+pub fn enter(directory: &PathFd) -> Result<(), Error> {
+    nix::unistd::fchdir(directory)
+        .map_err(|errno| Error::new(format!("fchdir({:?})", directory.path()), errno))
+}
+
+/// Mount points of this namespace at or below `directory`, an absolute path free of links, parents first.
+pub fn mount_points_below(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let table = std::fs::read("/proc/self/mountinfo")
+        .map_err(|error| Error::from_io("open(\"/proc/self/mountinfo\", RDONLY)", &error))?;
+    let mut found: Vec<PathBuf> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(mount_point)
+        .filter(|path| path.starts_with(directory))
+        .collect();
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// The fifth field of a line of `/proc/self/mountinfo`, in which space, tab, newline and `\` are octal escapes.
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let mut field = line.split(|byte| *byte == b' ').nth(4)?;
+    let mut path = Vec::with_capacity(field.len());
+    while let Some((first, rest)) = field.split_first() {
+        field = rest;
+        match (first, rest.split_at_checked(3)) {
+            (b'\\', Some((digits, after))) => {
+                let digits = std::str::from_utf8(digits).ok()?;
+                path.push(u8::from_str_radix(digits, 8).ok()?);
+                field = after;
+            }
+            (byte, _) => path.push(*byte),
+        }
+    }
+    Some(PathBuf::from(OsString::from_vec(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_mount_point(line: &str, expected: Option<&str>) {
+        assert_eq!(mount_point(line.as_bytes()), expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn reads_mount_points() {
+        check_mount_point("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw", Some("/mnt2"));
+        check_mount_point("36 35 98:0 / / rw - tmpfs none rw", Some("/"));
+        check_mount_point(r"1 2 0:1 / /a\040b\011c\012d\134e rw - x y z", Some("/a b\tc\nd\\e"));
+        check_mount_point(r"1 2 0:1 / /a\0 rw - x y z", Some("/a\\0"));
+        check_mount_point(r"1 2 0:1 / /a\999 rw - x y z", None);
+        check_mount_point("1 2 0:1 /", None);
+        check_mount_point("", None);
+    }
+
+    #[test]
+    fn finds_mounts_by_whole_components() {
+        let below = mount_points_below(Path::new("/proc")).unwrap();
+        assert!(below.contains(&PathBuf::from("/proc")), "{below:?}");
+        assert_eq!(mount_points_below(Path::new("/pro")).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(mount_points_below(Path::new("/")).unwrap().first(), Some(&PathBuf::from("/")));
+    }
+}

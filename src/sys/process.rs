@@ -1,0 +1,196 @@
+//! Processes: fork, wait, exit, and what a helper process does to let go of the one it came from.
+#![expect(unsafe_code, reason = "fork, close_range, dup2 and prctl have no safe wrapper")]
+
+use std::io::{PipeReader, PipeWriter};
+use std::os::fd::{AsRawFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::Error;
+
+/// Which side of a fork this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The caller; the child's process id.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this status, 0 to 255.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+}
+
+/// Wrapper for `fork(2)`. Call it while single-threaded: in the child of a threaded process another thread's locks
+/// stay locked for ever.
+pub fn fork() -> Result<Fork, Error> {
+    // SAFETY: the callers are single-threaded, so that the child finds every lock free.
+    match unsafe { libc::fork() } {
+        -1 => Err(Error::last("fork()")),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid)),
+    }
+}
+
+/// Waits for the end of the child `pid`.
+pub fn wait(pid: i32) -> Result<Ended, Error> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes one int.
+        if unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid {
+            if libc::WIFEXITED(status) {
+                return Ok(Ended::Exited(libc::WEXITSTATUS(status)));
+            }
+            if libc::WIFSIGNALED(status) {
+                return Ok(Ended::Killed(libc::WTERMSIG(status)));
+            }
+        } else if Errno::last() != Errno::EINTR {
+            return Err(Error::last(format!("waitpid({pid})")));
+        }
+    }
+}
+
+/// Ends the process at once: no destructor, no buffer of the parent's written a second time.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory of ours.
+    unsafe { libc::_exit(status) }
+}
+
+/// Wrapper for `setsid(2)`: away from the terminal and from signals to the caller's process group.
+pub fn new_session() -> Result<(), Error> {
+    nix::unistd::setsid().map(drop).map_err(|errno| Error::new("setsid()", errno))
+}
+
+/// A pipe whose ends close on exec.
+pub fn pipe() -> Result<(PipeReader, PipeWriter), Error> {
+    std::io::pipe().map_err(|error| Error::from_io("pipe2(CLOEXEC)", &error))
+}
+
+/// Sets the name that `ps` and `top` show, at most 15 bytes.
+pub fn set_name(name: &std::ffi::CStr) {
+    // SAFETY: the kernel reads a terminated string, 16 bytes at most.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Makes the process undumpable: no core file, no tracing and no `/proc/PID/fd` for other processes of the user.
+pub fn set_undumpable() -> Result<(), Error> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|errno| Error::new("setrlimit(CORE, 0)", errno))?;
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(Error::last("prctl(SET_DUMPABLE, 0)"))
+    }
+}
+
+/// Lets at most `arenas` heaps come to be for threads: blocks that one thread frees are then used by the others.
+pub fn limit_heaps(arenas: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes numbers only and is called before the process has threads.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, arenas);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = arenas;
+}
+
+/// Makes `/dev/null` of standard input, output and error.
+pub fn null_standard_streams() -> Result<(), Error> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|error| Error::from_io("open(\"/dev/null\", RDWR)", &error))?;
+    for stream in 0..=2 {
+        // SAFETY: both numbers are descriptors; nobody owns 0 to 2 in a process about to serve.
+        if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
+            return Err(Error::last(format!("dup2({}, {stream})", null.as_raw_fd())));
+        }
+    }
+    if null.as_raw_fd() <= 2 {
+        std::mem::forget(null);
+    }
+    Ok(())
+}
+
+/// Closes every descriptor but 0 to 2 and `keep`.
+///
+/// Only for a process that was forked to run on its own and never returns into the code that owns the rest.
+pub fn close_all_but(keep: &[RawFd]) {
+    let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    kept.extend([0, 1, 2]);
+    kept.sort_unstable();
+    let mut first = 0;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if fd > first {
+            close_range(first, fd - 1);
+        }
+        first = fd.saturating_add(1);
+    }
+}
+
+/// Closes the descriptors from `first` to `last`, also where the kernel lacks `close_range(2)` (before 5.9).
+fn close_range(first: u32, last: u32) {
+    // SAFETY: closing touches no memory; the caller vouches that nobody uses these descriptors any more.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
+        return;
+    }
+    for fd in open_descriptors().into_iter().filter(|fd| (first..=last).contains(fd)) {
+        if let Ok(fd) = RawFd::try_from(fd) {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// The open descriptors, or all that may be open where `/proc` is missing.
+fn open_descriptors() -> Vec<u32> {
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => {
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        }
+        Err(_) => (0..65536).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_child_is_reaped_with_its_status() {
+        for status in [0, 3, 255] {
+            match fork().expect("fork") {
+                Fork::Child => exit_now(status),
+                Fork::Parent(pid) => assert_eq!(wait(pid), Ok(Ended::Exited(status))),
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_kept_descriptors_stay() {
+        let (kept, closed) = pipe().expect("pipe");
+        match fork().expect("fork") {
+            Fork::Child => {
+                close_all_but(&[kept.as_raw_fd()]);
+                let is_open = |fd: &dyn AsFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok();
+                let right = is_open(&kept) && !is_open(&closed);
+                exit_now(if right { 0 } else { 1 });
+            }
+            Fork::Parent(pid) => assert_eq!(wait(pid), Ok(Ended::Exited(0))),
+        }
+    }
+
+    #[test]
+    fn waiting_for_a_stranger_is_an_error() {
+        assert_eq!(wait(1).map_err(|error| error.errno), Err(Errno::ECHILD));
+    }
+}

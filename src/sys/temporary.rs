@@ -1,0 +1,157 @@
+//! A temporary file that has a name and goes when the process does, by the end of its scope or by a signal.
+//!
+//! Only file systems without `O_TMPFILE` need it, and the instant in which a finished file replaces another.
+
+#![expect(unsafe_code, reason = "a signal handler")]
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use super::{Error, file};
+
+/// Conversions of one process that may use a named temporary at once.
+const SLOTS: usize = 64;
+
+/// The signals that end a program by default and that people and batch systems send.
+const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGXCPU];
+
+/// What the handler unlinks. Entries are never freed, since it may run at any time.
+static REGISTERED: [AtomicPtr<Doomed>; SLOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS];
+
+struct Doomed {
+    directory: RawFd,
+    name: CString,
+}
+
+/// A name in a directory that is unlinked on drop, and by SIGHUP, SIGINT, SIGTERM and SIGXCPU.
+#[derive(Debug)]
+pub struct Temporary {
+    directory: OwnedFd,
+    name: OsString,
+    slot: Option<&'static AtomicPtr<Doomed>>,
+}
+
+impl Temporary {
+    /// Calls `make` with fresh names, `.hpcrun-PID-N.partial`, until it makes something (gives `Some`).
+    pub fn create<T>(
+        directory: BorrowedFd<'_>,
+        mut make: impl FnMut(&OsStr) -> Result<Option<T>, Error>,
+    ) -> Result<(Temporary, T), Error> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let own = directory
+            .try_clone_to_owned()
+            .map_err(|error| Error::from_io("fcntl(directory, DUPFD_CLOEXEC)", &error))?;
+        let mut temporary = Temporary { directory: own, name: OsString::new(), slot: None };
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = OsString::from(format!(".hpcrun-{}-{number}.partial", std::process::id()));
+            // Registered before it exists: a signal in between unlinks nothing, after it the file.
+            temporary.register(&name)?;
+            if let Some(made) = make(&name)? {
+                temporary.name = name;
+                return Ok((temporary, made));
+            }
+            temporary.unregister();
+        }
+    }
+
+    /// A new file with such a name.
+    pub fn create_file(directory: BorrowedFd<'_>, mode: u32) -> Result<(Temporary, File), Error> {
+        Temporary::create(directory, |name| file::create_new(directory, name, mode))
+    }
+
+    /// Renames it over whatever is called `name`.
+    pub fn replace(mut self, name: &OsStr) -> Result<(), Error> {
+        file::rename(self.directory.as_fd(), &self.name, name)?;
+        self.forget();
+        Ok(())
+    }
+
+    /// Renames it unless something is called `name`; then it is removed and the answer is false.
+    pub fn publish(mut self, name: &OsStr) -> Result<bool, Error> {
+        let published = file::rename_new(self.directory.as_fd(), &self.name, name)?;
+        if published {
+            self.forget();
+        }
+        Ok(published)
+    }
+
+    fn forget(&mut self) {
+        self.unregister();
+        self.name.clear();
+    }
+
+    fn register(&mut self, name: &OsStr) -> Result<(), Error> {
+        install_handlers()?;
+        let name = CString::new(name.as_bytes()).map_err(|_| Error::new("temporary name", Errno::EINVAL))?;
+        let doomed = Box::into_raw(Box::new(Doomed { directory: self.directory.as_raw_fd(), name }));
+        let claim = |slot: &&AtomicPtr<Doomed>| {
+            slot.compare_exchange(ptr::null_mut(), doomed, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        };
+        self.slot = REGISTERED.iter().find(claim);
+        self.slot.map(drop).ok_or_else(|| Error::new("temporary file", Errno::EMFILE))
+    }
+
+    fn unregister(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            // The few bytes stay allocated: a handler on another thread may be reading them.
+            slot.store(ptr::null_mut(), Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            // Nothing can be done about a failure, and the error that led here matters more.
+            let _ = file::unlink(self.directory.as_fd(), &self.name);
+        }
+        self.unregister();
+    }
+}
+
+/// Handles those of [`SIGNALS`] that would end the process. Ignored ones (`nohup`) stay ignored.
+fn install_handlers() -> Result<(), Error> {
+    static INSTALL: Once = Once::new();
+    let mut result = Ok(());
+    INSTALL.call_once(|| {
+        result = SIGNALS.into_iter().try_for_each(|signal| {
+            let action =
+                SigAction::new(SigHandler::Handler(unlink_and_die), SaFlags::SA_RESETHAND, SigSet::all());
+            // SAFETY: `unlink_and_die` calls only async-signal-safe functions and touches only statics that are never
+            // freed.
+            let old = unsafe { sigaction(signal, &action) };
+            let old = old.map_err(|errno| Error::new(format!("sigaction({signal})"), errno))?;
+            if !matches!(old.handler(), SigHandler::SigDfl) {
+                // SAFETY: puts back what was there a moment ago.
+                unsafe { sigaction(signal, &old) }
+                    .map_err(|errno| Error::new(format!("sigaction({signal})"), errno))?;
+            }
+            Ok(())
+        });
+    });
+    result
+}
+
+/// Unlinks what is registered and ends the process by the same signal, as if it had not been handled.
+extern "C" fn unlink_and_die(signal: libc::c_int) {
+    for slot in &REGISTERED {
+        let doomed = slot.load(Ordering::SeqCst);
+        if !doomed.is_null() {
+            // SAFETY: a pointer in a slot came from Box::into_raw and is never freed; unlinkat(2) is
+            // async-signal-safe.
+            unsafe { libc::unlinkat((*doomed).directory, (*doomed).name.as_ptr(), 0) };
+        }
+    }
+    // SAFETY: raise(3) is async-signal-safe. SA_RESETHAND has restored the default action, which takes effect when this
+    // handler returns and the signal is unblocked.
+    unsafe { libc::raise(signal) };
+}
