@@ -11,4 +11,5 @@
 
 pub mod elf;
 pub mod hint;
+pub mod squashfs;
 pub mod sys;

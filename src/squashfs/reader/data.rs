@@ -1,0 +1,291 @@
+//! File data: blocks one after the other, and a tail in a fragment that files share.
+
+use std::sync::Arc;
+
+use super::block_index::{BlockIndex, Checkpoint, STRIDE};
+use super::metadata::Cursor;
+use super::{FileLayout, Filesystem, Piece, ReadError};
+use crate::squashfs::decompress::decompress;
+use crate::squashfs::format::DATA_UNCOMPRESSED;
+
+/// Key of the data cache: all that decides what the bytes are, so that a block which two files claim with different
+/// lengths is never taken for the other.
+pub(super) type DataKey = (u64, u32, Content);
+
+/// What a block on disk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Content {
+    /// Exactly this many bytes of a file.
+    Block(usize),
+    /// The tails of files, up to a block.
+    Fragment,
+}
+
+/// The tail of a file: a slice of a fragment from `byte` on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FragmentPart {
+    pub(super) index: u32,
+    pub(super) byte: u32,
+}
+
+/// One data block as a file's block list has it.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// Position in the image.
+    position: u64,
+    /// Bytes on disk, with [`DATA_UNCOMPRESSED`]; 0 is a hole.
+    word: u32,
+}
+
+impl Filesystem {
+    /// The pieces of `length` bytes at `offset`, cut at the end of the file. They keep at most `length` bytes and two
+    /// blocks in memory, however small the cache.
+    pub fn read(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<Piece>, ReadError> {
+        let mut pieces = Vec::new();
+        self.each_piece(file, offset, length, |piece| push(&mut pieces, piece))?;
+        Ok(pieces)
+    }
+
+    /// The bytes of [`Filesystem::read`] in one vector.
+    pub fn read_bytes(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = Vec::new();
+        self.each_piece(file, offset, length, |piece| match piece.data() {
+            Some(data) => bytes.extend_from_slice(data),
+            None => bytes.resize(bytes.len() + piece.length(), 0),
+        })?;
+        Ok(bytes)
+    }
+
+    /// Decompresses the blocks that cover `length` bytes at `offset` into the cache (for read-ahead).
+    pub fn prefetch(&self, file: &FileLayout, offset: u64, length: usize) -> Result<(), ReadError> {
+        self.each_piece(file, offset, length, drop)
+    }
+
+    fn each_piece(
+        &self,
+        file: &FileLayout,
+        offset: u64,
+        length: usize,
+        mut each: impl FnMut(Piece),
+    ) -> Result<(), ReadError> {
+        let end = offset.saturating_add(length as u64).min(file.size);
+        if offset >= end {
+            return Ok(());
+        }
+        let block_size = u64::from(self.superblock.block_size);
+        let mut at = offset;
+        if at / block_size < file.blocks {
+            let mut list = BlockList::seek(self, file, at / block_size)?;
+            while at < end && at / block_size < file.blocks {
+                let block_start = at - at % block_size;
+                let block_end = (block_start + block_size).min(file.size);
+                let stop = block_end.min(end);
+                each(self.block_piece(list.next()?, block_end - block_start, at - block_start, stop - at)?);
+                at = stop;
+            }
+        }
+        match file.fragment {
+            Some(part) if at < end => {
+                let tail_start = file.blocks.saturating_mul(block_size);
+                let fragment = self.fragment(part.index)?;
+                let start = to_usize(u64::from(part.byte) + (at - tail_start));
+                let length = to_usize(end - at);
+                if start + length > fragment.len() {
+                    let what = format!(
+                        "fragment {} is {} bytes long, a file has its tail at {start} to {}",
+                        part.index,
+                        fragment.len(),
+                        start + length
+                    );
+                    return Err(self.image.corrupt(file.list.block, what));
+                }
+                each(Piece::Data { block: fragment, start, length });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// `length` bytes from byte `start` of a block that holds `expected` bytes.
+    fn block_piece(&self, block: Block, expected: u64, start: u64, length: u64) -> Result<Piece, ReadError> {
+        let [expected, start, length] = [expected, start, length].map(to_usize);
+        if block.word == 0 {
+            return Ok(Piece::Zero(length));
+        }
+        let key = (block.position, block.word, Content::Block(expected));
+        let block = self.data.get(key, || {
+            let bytes = self.load_block(block, expected)?;
+            Ok((bytes, expected))
+        })?;
+        Ok(Piece::Data { block, start, length })
+    }
+
+    /// Reads and decompresses a block into memory of its own that was zeroed before.
+    fn load_block(&self, block: Block, expected: usize) -> Result<Arc<[u8]>, ReadError> {
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, expected).collect();
+        let out = Arc::get_mut(&mut bytes).unwrap_or_default();
+        let stored = block.stored();
+        if block.is_compressed() {
+            let length = self.image.with_bytes(block.position, stored, |data| {
+                decompress(self.codec, data, out)
+                    .map_err(|error| self.image.corrupt(block.position, format!("data block: {error}")))
+            })?;
+            if length != expected {
+                let what = format!("data block decompresses to {length} bytes, not {expected}");
+                return Err(self.image.corrupt(block.position, what));
+            }
+        } else if stored == expected {
+            self.image.read(block.position, out)?;
+        } else {
+            let what = format!("data block of {stored} bytes stored uncompressed, not {expected}");
+            return Err(self.image.corrupt(block.position, what));
+        }
+        Ok(bytes)
+    }
+
+    /// A fragment as a whole: as many bytes as its block decompresses to.
+    fn fragment(&self, index: u32) -> Result<Arc<[u8]>, ReadError> {
+        let Some(table) = &self.tables.fragments else {
+            return Err(self.image.corrupt(0, format!("fragment {index} is wanted, the image has none")));
+        };
+        let entry: [u8; 16] = self.table_entry(table, index.into())?;
+        let [low, high, word, _] = words(&entry);
+        let position = u64::from(low) | u64::from(high) << 32;
+        let block = Block { position, word };
+        self.check(&block)
+            .and_then(|()| if block.word == 0 { Err("is empty".to_owned()) } else { Ok(()) })
+            .map_err(|what| self.image.corrupt(position, format!("fragment {index} {what}")))?;
+        self.data.get((position, word, Content::Fragment), || {
+            let bytes = self.load_fragment(block)?;
+            let length = bytes.len();
+            Ok((bytes, length))
+        })
+    }
+
+    fn load_fragment(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
+        self.image.with_bytes(block.position, block.stored(), |data| {
+            if !block.is_compressed() {
+                return Ok(data.into());
+            }
+            let mut out = vec![0; self.superblock.block_size as usize];
+            let length = decompress(self.codec, data, &mut out)
+                .map_err(|error| self.image.corrupt(block.position, format!("fragment: {error}")))?;
+            Ok(out.get(..length).unwrap_or_default().into())
+        })
+    }
+
+    /// What is wrong with a block's position and size.
+    fn check(&self, block: &Block) -> Result<(), String> {
+        let stored = block.stored() as u64;
+        if block.word & !(DATA_UNCOMPRESSED | (DATA_UNCOMPRESSED - 1)) != 0 {
+            return Err(format!("has the size {:#x}, with unknown bits", block.word));
+        }
+        if stored > self.superblock.block_size.into() || (stored == 0 && block.word != 0) {
+            return Err(format!("takes {stored} bytes, not 1 to {}", self.superblock.block_size));
+        }
+        if block.position.checked_add(stored).is_none_or(|end| end > self.superblock.bytes_used) {
+            return Err(format!("of {stored} bytes at {} ends past the end of the image", block.position));
+        }
+        Ok(())
+    }
+
+    /// The block index of a file, shared by all who read it, for as long as the cache keeps it.
+    fn block_index(&self, file: &FileLayout) -> Result<Arc<BlockIndex>, ReadError> {
+        self.indexes.get(file.list, || {
+            let first = Checkpoint { list: file.list, data: file.start };
+            Ok((Arc::new(BlockIndex::new(first)), BlockIndex::bytes_max(file.blocks)))
+        })
+    }
+}
+
+impl Block {
+    /// Bytes on disk.
+    fn stored(&self) -> usize {
+        (self.word & (DATA_UNCOMPRESSED - 1)) as usize
+    }
+
+    fn is_compressed(&self) -> bool {
+        self.word & DATA_UNCOMPRESSED == 0
+    }
+}
+
+impl Piece {
+    /// Bytes in this piece.
+    pub fn length(&self) -> usize {
+        match self {
+            Piece::Data { length, .. } | Piece::Zero(length) => *length,
+        }
+    }
+
+    /// The bytes, unless they are of a hole.
+    pub fn data(&self) -> Option<&[u8]> {
+        match self {
+            Piece::Data { block, start, length } => block.get(*start..start.checked_add(*length)?),
+            Piece::Zero(_) => None,
+        }
+    }
+}
+
+/// Appends a piece; neighbouring holes become one.
+fn push(pieces: &mut Vec<Piece>, piece: Piece) {
+    match (pieces.last_mut(), &piece) {
+        (Some(Piece::Zero(before)), Piece::Zero(more)) => *before += more,
+        _ => pieces.push(piece),
+    }
+}
+
+/// Reads a file's block list from a block on.
+struct BlockList<'a> {
+    filesystem: &'a Filesystem,
+    cursor: Cursor<'a>,
+    /// Kept for files with many blocks only: a short list is read from its start.
+    index: Option<Arc<BlockIndex>>,
+    /// The next block.
+    number: u64,
+    /// Where its data lies.
+    position: u64,
+}
+
+impl<'a> BlockList<'a> {
+    /// Stands in front of block `number`; only the sizes since the last checkpoint are added up.
+    fn seek(filesystem: &'a Filesystem, file: &FileLayout, number: u64) -> Result<BlockList<'a>, ReadError> {
+        let index = if file.blocks > STRIDE { Some(filesystem.block_index(file)?) } else { None };
+        let (before, from) = match &index {
+            Some(index) => index.nearest(number),
+            None => (0, Checkpoint { list: file.list, data: file.start }),
+        };
+        let cursor = Cursor::new(filesystem, filesystem.tables.inodes, from.list)?;
+        let mut list = BlockList { filesystem, cursor, index, number: before, position: from.data };
+        while list.number < number {
+            list.next()?;
+        }
+        Ok(list)
+    }
+
+    fn next(&mut self) -> Result<Block, ReadError> {
+        let block = Block { position: self.position, word: self.cursor.u32()? };
+        self.filesystem
+            .check(&block)
+            .map_err(|what| self.cursor.corrupt(format!("data block {} {what}", self.number)))?;
+        self.number += 1;
+        self.position += block.stored() as u64;
+        if let Some(index) = self.index.as_ref().filter(|_| self.number.is_multiple_of(STRIDE)) {
+            index.learn(self.number, Checkpoint { list: self.cursor.here(), data: self.position });
+        }
+        Ok(block)
+    }
+}
+
+/// A count that is below the block size, or below a length that the caller gave as `usize`.
+fn to_usize(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// The four little-endian words of a table entry.
+pub(super) fn words(entry: &[u8; 16]) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(entry.chunks_exact(4)) {
+        *word = bytes.first_chunk().copied().map_or(0, u32::from_le_bytes);
+    }
+    words
+}
