@@ -11,5 +11,6 @@
 
 pub mod elf;
 pub mod hint;
+pub mod image;
 pub mod squashfs;
 pub mod sys;

@@ -1,0 +1,11 @@
+//! Shared nouns: reference, digest, platform, manifest, config, the image file's trailer. Bytes in, types out.
+//!
+//! Pure: no file, no environment, no clock. All that comes from outside is bounded before it is parsed.
+
+pub mod config;
+pub mod digest;
+mod json;
+pub mod manifest;
+pub mod platform;
+pub mod reference;
+pub mod trailer;
