@@ -1,0 +1,148 @@
+//! Which compression a blob has, told by its bytes alone, and how it is undone.
+
+use std::io::{self, BufRead, Read};
+
+/// How a blob is stored. Media types are only hints: they are wrong often and absent in docker archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// A tar as it is.
+    Plain,
+    /// One gzip member or several.
+    Gzip,
+    /// One Zstandard frame or several, with skippable ones between.
+    Zstd,
+}
+
+impl Compression {
+    /// The name people know.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::Plain => "tar",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
+/// Largest window of a Zstandard frame, as a power of two: 128 MiB, as `zstd -d` allows without being asked.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// Recognises the compression from a blob's first bytes (a header block of 512 is plenty). The error is the name of a
+/// compression that layers do not have.
+pub fn detect(start: &[u8]) -> Result<Compression, &'static str> {
+    // A tar whose first name looks like another magic number is still a tar.
+    if start.get(257..262) == Some(b"ustar") {
+        return Ok(Compression::Plain);
+    }
+    match start {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Compression::Zstd),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Err("xz"),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Err("bzip2"),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Err("lz4"),
+        _ => Ok(Compression::Plain),
+    }
+}
+
+/// The uncompressed bytes of `blob`. Bytes after the last gzip member or Zstandard frame are an error, as in Go.
+pub fn decoder<'a>(blob: impl BufRead + 'a, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
+    Ok(match compression {
+        Compression::Plain => Box::new(blob),
+        // Several members are normal: eStargz has one for each file.
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).expect("in memory");
+        encoder.finish().expect("in memory")
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 1).expect("in memory")
+    }
+
+    fn skippable(bytes: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(bytes.len()).expect("short");
+        [&[0x5e, 0x2a, 0x4d, 0x18][..], &length.to_le_bytes(), bytes].concat()
+    }
+
+    fn decode(blob: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        decoder(blob, detect(blob).expect("known"))?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn detects_by_bytes() {
+        let cases: &[(&[u8], Result<Compression, &str>)] = &[
+            (b"", Ok(Compression::Plain)),
+            (b"a", Ok(Compression::Plain)),
+            (b"\x1f\x8b\x08", Ok(Compression::Gzip)),
+            (b"\x28\xb5\x2f\xfd", Ok(Compression::Zstd)),
+            (b"\x50\x2a\x4d\x18", Ok(Compression::Zstd)),
+            (b"\x5f\x2a\x4d\x18", Ok(Compression::Zstd)),
+            (b"\xfd7zXZ\0", Err("xz")),
+            (b"BZh91AY&SY", Err("bzip2")),
+            (b"BZhello", Ok(Compression::Plain)),
+            (b"\x04\x22\x4d\x18", Err("lz4")),
+            (&[0; 1024], Ok(Compression::Plain)),
+        ];
+        for (start, expected) in cases {
+            assert_eq!(detect(start), *expected, "{}", start.escape_ascii());
+        }
+        let mut tar = [0; 512];
+        tar[..8].copy_from_slice(b"BZh91AY&");
+        tar[257..262].copy_from_slice(b"ustar");
+        assert_eq!(detect(&tar), Ok(Compression::Plain));
+    }
+
+    #[test]
+    fn decodes_members_and_frames_one_after_the_other() {
+        let (a, b) = (b"first ".repeat(1000), b"second".repeat(1000));
+        let both = [&a[..], &b].concat();
+        let cases = [
+            [gzip(&a), gzip(&b)].concat(),
+            [gzip(&a), gzip(b""), gzip(&b)].concat(),
+            [zstd(&a), zstd(&b)].concat(),
+            [skippable(b"toc"), zstd(&a), skippable(b""), zstd(&b), skippable(b"toc"), skippable(b"toc")]
+                .concat(),
+            both.clone(),
+        ];
+        for (index, blob) in cases.iter().enumerate() {
+            assert_eq!(decode(blob).expect("valid"), both, "case {index}");
+        }
+    }
+
+    #[test]
+    fn refuses_garbage_and_cuts() {
+        for whole in [gzip(&b"text".repeat(5000)), zstd(&b"text".repeat(5000))] {
+            assert!(decode(&[&whole[..], b"garbage"].concat()).is_err());
+            assert!(decode(&[&whole[..], &[0; 512]].concat()).is_err());
+            for cut in [whole.len() - 1, whole.len() - 4, whole.len() / 2, 12] {
+                assert!(decode(&whole[..cut]).is_err(), "cut at {cut} of {}", whole.len());
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_a_window_beyond_the_limit() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("encoder");
+        encoder.window_log(28).expect("parameter");
+        encoder.write_all(&b"text".repeat(5000)).expect("in memory");
+        let blob = encoder.finish().expect("in memory");
+        assert!(decode(&blob).is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! Where an image comes from: a registry, an OCI layout, a docker archive. Blobs are handed out unverified; the layer
+//! pipeline checks every digest while it reads.
+
+mod archive;
+mod docker_archive;
+mod error;
+mod oci_layout;
+mod options;
+pub mod registry;
+mod resolve;
+
+use std::io::Read;
+
+pub use archive::ArchiveError;
+pub use error::SourceError;
+pub use options::SourceOptions;
+pub use resolve::SelectError;
+
+use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
+use crate::image::reference::SourceReference;
+
+/// A resolved image: one manifest of one platform, its config, its layers.
+#[derive(Debug, Clone)]
+pub struct SourceImage {
+    /// What was asked for, in canonical form: `docker://localhost:5000/app:1`.
+    pub origin: String,
+    /// The manifest's bytes as received; for a docker archive without one, its `manifest.json` entry.
+    pub manifest: Vec<u8>,
+    /// Digest of `manifest`.
+    pub manifest_digest: Digest,
+    /// Its media type.
+    pub manifest_media_type: String,
+    /// The parsed config, which keeps its raw bytes.
+    pub config: ImageConfig,
+    /// Layers, bottom first.
+    pub layers: Vec<LayerInfo>,
+}
+
+/// What the manifest says of a layer.
+#[derive(Debug, Clone)]
+pub struct LayerInfo {
+    /// Digest of the blob as stored; none in a docker archive.
+    pub digest: Option<Digest>,
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// Size of the blob, bytes, where known.
+    pub size: Option<u64>,
+    /// A hint only: compression is recognised by the bytes.
+    pub media_type: String,
+}
+
+/// An image whose manifest is resolved and whose layers can be opened.
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// The resolved image.
+    fn image(&self) -> &SourceImage;
+
+    /// Opens the blob of layer `index` (0 = bottom) from its start; may be called more than once.
+    fn open_layer(&self, index: usize) -> Result<Box<dyn Read + Send>, SourceError>;
+}
+
+/// Resolves `reference` to one image. Manifest and config are read and verified; no layer is touched yet.
+pub fn open(reference: &SourceReference, options: &SourceOptions) -> Result<Box<dyn Source>, SourceError> {
+    let origin = reference.to_string();
+    Ok(match reference {
+        SourceReference::Registry(name) => Box::new(registry::RegistrySource::open(name, origin, options)?),
+        SourceReference::DockerArchive { path, image } => {
+            Box::new(docker_archive::DockerArchive::open(path, image.as_ref(), origin, options)?)
+        }
+        SourceReference::OciArchive { path, image } => {
+            Box::new(oci_layout::OciLayout::open_archive(path, image.as_ref(), origin, options)?)
+        }
+        SourceReference::OciLayout { path, image } => {
+            Box::new(oci_layout::OciLayout::open_directory(path, image.as_ref(), origin, options)?)
+        }
+    })
+}

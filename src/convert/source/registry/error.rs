@@ -1,0 +1,248 @@
+//! Why a registry did not give what was asked for. No variant holds a credential, a token or the query of a URL.
+
+use std::io;
+use std::time::Duration;
+
+use crate::hint::Hint;
+
+/// Why a registry did not give what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The registry's name cannot be made into a URL.
+    #[error("{0:?} is not a host that can be reached")]
+    BadHost(String),
+    /// The host name does not resolve.
+    #[error("host {host} is unknown")]
+    UnknownHost {
+        /// Host and port.
+        host: String,
+    },
+    /// No connection, or it broke.
+    #[error("cannot reach {host}")]
+    Unreachable {
+        /// Host and port.
+        host: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The TLS handshake failed.
+    #[error("cannot trust {host}: {why}")]
+    Certificate {
+        /// Host and port.
+        host: String,
+        /// What the TLS library says.
+        why: String,
+    },
+    /// The server's word was not HTTP, or cannot be made sense of.
+    #[error("{host} gave no usable answer: {why}")]
+    Protocol {
+        /// Host and port.
+        host: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// No answer in time.
+    #[error("{host} did not answer in time ({what})")]
+    Timeout {
+        /// Host and port.
+        host: String,
+        /// What was waited for.
+        what: &'static str,
+    },
+    /// Login needed, or the repository does not exist: registries do not tell which.
+    #[error("{host} does not let {who} pull {repository}{}", shown(.message))]
+    Unauthorised {
+        /// Host and port.
+        host: String,
+        /// Repository.
+        repository: String,
+        /// `you` or `anonymous users`.
+        who: &'static str,
+        /// The registry's own words.
+        message: String,
+    },
+    /// There is no such thing.
+    #[error("{host} has no {what}{}", shown(.message))]
+    NotFound {
+        /// Host and port.
+        host: String,
+        /// `manifest latest of library/debian`.
+        what: String,
+        /// The registry's own words.
+        message: String,
+    },
+    /// Too many requests, for longer than we wait.
+    #[error("{host} limits its requests and still does after {tries} tries{}", shown(.message))]
+    RateLimited {
+        /// Host and port.
+        host: String,
+        /// Requests made.
+        tries: u32,
+        /// The registry's own words.
+        message: String,
+        /// `Retry-After`.
+        asked: Option<Duration>,
+    },
+    /// Any other status.
+    #[error("{host} answered {status} when asked for {what}{}", shown(.message))]
+    Status {
+        /// Host and port.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// What was asked for.
+        what: String,
+        /// The registry's own words.
+        message: String,
+        /// `Retry-After`.
+        asked: Option<Duration>,
+    },
+    /// A redirect that is not followed.
+    #[error("{host} redirects {why}")]
+    Redirect {
+        /// Host and port.
+        host: String,
+        /// Where to, and why not.
+        why: String,
+    },
+    /// An answer beyond its limit.
+    #[error("{host} sends more than {limit} bytes as {what}")]
+    TooLarge {
+        /// Host and port.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// Bytes.
+        limit: u64,
+    },
+    /// The token server cannot be used.
+    #[error("cannot get a token from {realm} for {host}: {why}")]
+    Token {
+        /// The registry.
+        host: String,
+        /// The token server, without the query.
+        realm: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Certificate authorities cannot be loaded.
+    #[error("cannot load certificate authorities: {0}")]
+    Authorities(String),
+    /// A proxy of the environment cannot be used.
+    #[error("cannot use the proxy for {host}: its URL is malformed")]
+    Proxy {
+        /// Host and port.
+        host: String,
+    },
+    /// A file with logins is no JSON.
+    #[error("cannot read logins from {path}: {why}")]
+    AuthFile {
+        /// The file.
+        path: String,
+        /// Where and what, never the content.
+        why: String,
+    },
+    /// A blob's size is not what the manifest says.
+    #[error("{what} is {actual} bytes long, not {expected} as the manifest says")]
+    WrongSize {
+        /// `blob sha256:...`.
+        what: String,
+        /// Bytes.
+        expected: u64,
+        /// Bytes; at least.
+        actual: u64,
+    },
+    /// A resumed download does not fit.
+    #[error("{host} does not resume {what}: {why}")]
+    Resume {
+        /// Host and port.
+        host: String,
+        /// `blob sha256:...`.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A download kept failing.
+    #[error("{what} broke off at byte {position} and could not be resumed in {tries} tries")]
+    BrokenOff {
+        /// `blob sha256:...`.
+        what: String,
+        /// Bytes received.
+        position: u64,
+        /// Requests made without progress.
+        tries: u32,
+        /// The last failure.
+        source: Box<RegistryError>,
+    },
+}
+
+/// A server's message as an appendix.
+fn shown(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(" ({message})") }
+}
+
+impl RegistryError {
+    /// Whether trying again may help.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            RegistryError::Unreachable { .. } | RegistryError::Timeout { .. } => true,
+            RegistryError::Status { status, .. } => super::retry::is_transient(*status),
+            RegistryError::RateLimited { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl RegistryError {
+    /// The same error after so many requests.
+    pub(super) fn after(self, requests: u32) -> RegistryError {
+        match self {
+            RegistryError::RateLimited { host, message, asked, .. } => {
+                RegistryError::RateLimited { host, tries: requests, message, asked }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Hint for RegistryError {
+    fn hints(&self) -> Vec<String> {
+        let line = match self {
+            RegistryError::Unauthorised { host, who, .. } if *who == "you" => {
+                format!("check the name, and the login for {host} (podman login {host})")
+            }
+            RegistryError::Unauthorised { host, .. } => format!(
+                "check the name; if the image is private, log in first: podman login {host} or docker login {host}"
+            ),
+            RegistryError::NotFound { .. } => "check the spelling of repository and tag".to_owned(),
+            RegistryError::Certificate { host, .. } => format!(
+                "name the site's certificate authority in SSL_CERT_FILE or in /etc/containers/certs.d/{host}/ca.crt"
+            ),
+            RegistryError::Protocol { host, .. } => {
+                format!("if {host} speaks no TLS, use --plain-http")
+            }
+            RegistryError::Unreachable { .. } | RegistryError::UnknownHost { .. } => {
+                "compute nodes often have no way out: pull on a login node, or set HTTPS_PROXY".to_owned()
+            }
+            RegistryError::RateLimited { .. } => "log in, or wait, or use a mirror".to_owned(),
+            RegistryError::Redirect { why, .. } if why.contains("unencrypted") => {
+                "if that is meant, use --plain-http".to_owned()
+            }
+            RegistryError::BrokenOff { source, .. } => return source.hints(),
+            _ => return Vec::new(),
+        };
+        vec![line]
+    }
+}
+
+/// Text of a server, fit for a terminal: printable, one line, cut short.
+pub(super) fn printable(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let mut line: String = text.trim().chars().take(LONGEST).map(clean).collect();
+    if text.trim().chars().count() > LONGEST {
+        line.push_str("...");
+    }
+    line
+}
