@@ -12,6 +12,8 @@
 pub mod convert;
 pub mod elf;
 pub mod hint;
+pub mod host;
 pub mod image;
+pub mod mount;
 pub mod squashfs;
 pub mod sys;

@@ -1,0 +1,126 @@
+//! Plain facts about this node, and the one place that gathers them ([`probe`]).
+//!
+//! A [`Host`] is data: tests write one by hand for a laptop, a Slurm node, an old kernel.
+
+pub mod doctor;
+pub mod features;
+pub mod launcher;
+pub mod probe;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+pub use features::{Feature, Features, Kernel};
+pub use launcher::Launcher;
+
+/// An environment, in the order the kernel gave it. Bytes.
+pub type Environment = Vec<(OsString, OsString)>;
+
+/// What is true of this node and of the process that asks, as far as a launch needs to know.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    /// Who launches.
+    pub user: User,
+    /// The node's name.
+    pub hostname: OsString,
+    /// The working directory, without links; none when it has been deleted or cannot be read.
+    pub cwd: Option<PathBuf>,
+    /// The kernel.
+    pub kernel: Kernel,
+    /// What the kernel lets this user do.
+    pub features: Features,
+    /// Processors online.
+    pub cpus: usize,
+    /// What launched this process.
+    pub launcher: Launcher,
+    /// Inodes of the process's namespaces, by name, sorted.
+    pub namespaces: Vec<(String, u64)>,
+    /// Where this user's registry files of shared namespaces belong; none when no directory can hold them.
+    pub share_directory: Option<PathBuf>,
+    /// The environment as the caller of [`probe`] passed it.
+    pub environment: Environment,
+    /// What the host has at the paths that were asked about.
+    pub paths: BTreeMap<PathBuf, PathFact>,
+    /// The bytes of `/etc/localtime`, which is a link into a directory that images lack or have otherwise.
+    pub localtime: Option<Vec<u8>>,
+}
+
+/// Who launches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    /// Real user id.
+    pub uid: u32,
+    /// Effective user id; differs when somebody made hpcrun setuid.
+    pub effective_uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Login name.
+    pub name: OsString,
+    /// The group's name.
+    pub group_name: OsString,
+    /// Full name and more, from the user database.
+    pub gecos: OsString,
+    /// Home directory.
+    pub home: Option<PathBuf>,
+    /// Whether the user database knows the user; else name and home are the environment's word.
+    pub known: bool,
+}
+
+/// What the host has at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathFact {
+    /// What is there.
+    pub kind: Kind,
+    /// The same place without links; the path itself when it cannot be resolved.
+    pub resolved: PathBuf,
+}
+
+/// The kind of a thing to bind: what its mount point must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// Anything else that exists: it is bound onto a file.
+    File,
+    /// Nothing.
+    Missing,
+    /// Something that this user cannot reach, and what the kernel said.
+    Unreachable(String),
+}
+
+impl Host {
+    /// The value of a variable of the host's environment; the last one of a name counts.
+    pub fn variable(&self, name: &str) -> Option<&OsStr> {
+        variable(&self.environment, name)
+    }
+
+    /// The resolved form of a path that was asked about, else the path itself.
+    pub fn resolved(&self, path: &Path) -> PathBuf {
+        self.paths.get(path).map_or_else(|| path.to_owned(), |fact| fact.resolved.clone())
+    }
+
+    /// The values behind the site policy's trusted variables; those that the host cannot vouch for are left out.
+    pub fn trusted_variables(&self) -> Vec<(&'static str, OsString)> {
+        let mut values = vec![
+            ("UID", OsString::from(self.user.uid.to_string())),
+            ("GID", OsString::from(self.user.gid.to_string())),
+            ("HOSTNAME", self.hostname.clone()),
+        ];
+        if !self.user.group_name.is_empty() {
+            values.push(("GROUP", self.user.group_name.clone()));
+        }
+        if self.user.known {
+            values.push(("USER", self.user.name.clone()));
+            values.extend(self.user.home.iter().map(|home| ("HOME", home.clone().into_os_string())));
+        }
+        values
+    }
+}
+
+/// The value of a variable; the last one of a name counts.
+pub fn variable<'e>(environment: &'e [(OsString, OsString)], name: &str) -> Option<&'e OsStr> {
+    environment.iter().rev().find(|(other, _)| other == name).map(|(_, value)| value.as_os_str())
+}

@@ -1,0 +1,424 @@
+//! Gathers the facts: the only reader of `/proc` and `/sys`, and of the policy file.
+//!
+//! [`probe_for_launch`] stands on the way of every rank of every job: a few dozen system calls, no program run.
+//! [`probe_for_doctor`] takes its time.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::doctor::{DoctorFacts, ShmFacts};
+use super::features::{DevFuse, Observed};
+use super::{Environment, Features, Host, Kernel, Kind, Launcher, PathFact, User, variable};
+use crate::hint::Hint;
+use crate::sys::{self, caller};
+
+/// Policy files are pages, not volumes.
+const POLICY_LIMIT_BYTES: u64 = 1 << 20;
+
+/// The largest time zone file that is taken into the new root; real ones have a few KiB.
+const LOCALTIME_LIMIT_BYTES: u64 = 64 << 10;
+
+/// Namespaces whose inodes tell one private view of the node from another.
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+/// A fact without which nothing can be planned is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// Who calls.
+    #[error("cannot tell who is calling")]
+    Caller(#[source] sys::Error),
+}
+
+impl Hint for ProbeError {}
+
+/// Gathers what a launch needs. `environment` is the process's own; paths are asked about later, by [`add_paths`].
+pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
+    let ids = caller::ids().map_err(ProbeError::Caller)?;
+    let kernel = Kernel::parse(&read_line("/proc/sys/kernel/osrelease"));
+    let observed = observe(ids.effective_uid == 0);
+    Ok(Host {
+        user: user(&ids, &environment),
+        hostname: OsString::from(read_line("/proc/sys/kernel/hostname").trim()),
+        cwd: caller::working_directory().ok(),
+        features: Features::derive(&kernel, &observed),
+        kernel,
+        cpus: count_cpus(&read_line("/sys/devices/system/cpu/online")).max(1),
+        launcher: Launcher::from_environment(&environment),
+        namespaces: namespaces(),
+        share_directory: share_directory(ids.uid, &environment),
+        environment,
+        paths: std::collections::BTreeMap::new(),
+        localtime: read_limited(Path::new("/etc/localtime"), LOCALTIME_LIMIT_BYTES)
+            .filter(|bytes| bytes.starts_with(b"TZif")),
+    })
+}
+
+/// Finds out what the host has at each of `paths`, all absolute.
+pub fn add_paths(host: &mut Host, paths: impl IntoIterator<Item = PathBuf>) {
+    for path in paths {
+        host.paths.entry(path).or_insert_with_key(|path| path_fact(path));
+    }
+}
+
+/// The kernel resolves, not we: links of `/proc` lead where they really lead, and a path costs four system calls however
+/// deep it is. Opening with `O_PATH` asks for no permission on the thing itself and has no effect on it.
+fn path_fact(path: &Path) -> PathFact {
+    let fact = |kind: Kind, resolved: &Path| PathFact { kind, resolved: resolved.to_owned() };
+    let file = match File::options().read(true).custom_flags(libc::O_PATH).open(path) {
+        Ok(file) => file,
+        Err(error) => return fact(kind_of_error(&error), path),
+    };
+    let resolved = match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        Ok(resolved) if resolved.is_absolute() => resolved,
+        // A pipe, a socket, a place outside this root.
+        Ok(_) => return fact(Kind::Unreachable("it has no path".to_owned()), path),
+        Err(error) => return fact(kind_of_error(&error), path),
+    };
+    match file.metadata() {
+        // Deleted while something still holds it: the kernel's name for it is no path.
+        Ok(metadata) if metadata.nlink() == 0 => fact(Kind::Missing, path),
+        Ok(metadata) if metadata.is_dir() => fact(Kind::Directory, &resolved),
+        Ok(_) => fact(Kind::File, &resolved),
+        Err(error) => fact(kind_of_error(&error), path),
+    }
+}
+
+fn kind_of_error(error: &io::Error) -> Kind {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Kind::Missing,
+        _ => Kind::Unreachable(sys::Error::from_io("stat", error).errno.desc().to_owned()),
+    }
+}
+
+fn user(ids: &caller::Ids, environment: &Environment) -> User {
+    // A database that cannot be asked is a database that does not know: the launch goes on with the bare ids.
+    let entry = caller::user_entry(ids.uid).ok().flatten();
+    let group_name = caller::group_name(ids.gid).ok().flatten();
+    let known = entry.is_some();
+    let from_environment = |name: &str| variable(environment, name).filter(|value| !value.is_empty());
+    let (name, gecos, home) = match entry {
+        Some(entry) => (entry.name, entry.gecos, Some(entry.home)),
+        None => {
+            let name = from_environment("USER").or_else(|| from_environment("LOGNAME"));
+            let home = from_environment("HOME").map(PathBuf::from);
+            (
+                name.map_or_else(|| OsString::from(format!("uid{}", ids.uid)), OsStr::to_owned),
+                OsString::new(),
+                home,
+            )
+        }
+    };
+    User {
+        uid: ids.uid,
+        effective_uid: ids.effective_uid,
+        gid: ids.gid,
+        groups: ids.groups.clone(),
+        name,
+        group_name: group_name.unwrap_or_else(|| OsString::from(format!("gid{}", ids.gid))),
+        gecos,
+        home: home.filter(|home| home.is_absolute()),
+        known,
+    }
+}
+
+fn observe(privileged: bool) -> Observed {
+    Observed {
+        privileged,
+        has_user_namespaces: Path::new("/proc/self/ns/user").exists(),
+        max_user_namespaces: read_number("/proc/sys/user/max_user_namespaces"),
+        unprivileged_userns_clone: read_number("/proc/sys/kernel/unprivileged_userns_clone"),
+        dev_fuse: dev_fuse(),
+    }
+}
+
+fn dev_fuse() -> DevFuse {
+    let path = Path::new("/dev/fuse");
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DevFuse::Missing,
+        Err(error) => DevFuse::Refused(sys::Error::from_io("stat(\"/dev/fuse\")", &error).to_string()),
+        Ok(metadata) if !metadata.file_type().is_char_device() => DevFuse::NotADevice,
+        Ok(_) => match caller::may_read_and_write(path) {
+            Ok(()) => DevFuse::Usable,
+            Err(error) => DevFuse::Refused(error.to_string()),
+        },
+    }
+}
+
+fn namespaces() -> Vec<(String, u64)> {
+    let inode = |name: &&str| {
+        let metadata = Path::new("/proc/self/ns").join(name).metadata().ok()?;
+        Some(((*name).to_owned(), metadata.ino()))
+    };
+    NAMESPACES.iter().filter_map(inode).collect()
+}
+
+/// The directory for registry files of shared namespaces: memory of this node before anything that may be shared
+/// between nodes or be there for some of a job's ranks only, as `XDG_RUNTIME_DIR` can be.
+fn share_directory(uid: u32, environment: &Environment) -> Option<PathBuf> {
+    let own = format!("hpcrun-{uid}");
+    let runtime = variable(environment, "XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let candidates = [
+        Some((PathBuf::from("/dev/shm"), own.as_str())),
+        runtime.map(|dir| (dir, "hpcrun")),
+        Some((PathBuf::from("/tmp"), own.as_str())),
+    ];
+    let (parent, name) = candidates.into_iter().flatten().find(|(dir, _)| caller::may_create_in(dir))?;
+    Some(parent.join(name))
+}
+
+/// The number of processors in a list such as `0-63,128-191`.
+fn count_cpus(list: &str) -> usize {
+    let count = |range: &str| -> Option<usize> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.trim().split(',').filter_map(count).fold(0, usize::saturating_add)
+}
+
+/// The text of a small file of `/proc` or `/sys`; empty when it cannot be read.
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn read_number(path: &str) -> Option<u64> {
+    read_line(path).trim().parse().ok()
+}
+
+fn read_limited(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes).ok()?;
+    (u64::try_from(bytes.len()).ok()? <= limit_bytes).then_some(bytes)
+}
+
+/// The policy file cannot be trusted or cannot be read. Nothing is launched then.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyFileError {
+    /// The file.
+    #[error("cannot read site policy {}", path.display())]
+    Read {
+        /// As asked.
+        path: PathBuf,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The file's text.
+    #[error("site policy {} is not UTF-8 (at byte {offset})", path.display())]
+    NotText {
+        /// As asked.
+        path: PathBuf,
+        /// The first wrong byte.
+        offset: usize,
+    },
+    /// Its size.
+    #[error("site policy {} is larger than {POLICY_LIMIT_BYTES} bytes", path.display())]
+    TooLarge {
+        /// As asked.
+        path: PathBuf,
+    },
+    /// Who else could have written it.
+    #[error("site policy cannot be trusted: {} {why}", path.display())]
+    Untrusted {
+        /// The file, or a directory above it.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// The command that mends it.
+        remedy: String,
+    },
+}
+
+impl Hint for PolicyFileError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            PolicyFileError::Untrusted { remedy, .. } => vec![format!("as root: {remedy}")],
+            _ => vec!["the site policy must be readable by everybody: ask the administrator".to_owned()],
+        }
+    }
+}
+
+/// Reads the site's policy, once: who owns it and who may write it is checked on the file that was opened and on every
+/// directory above it. None when there is no such file: the site has no policy.
+pub fn read_policy(path: &Path) -> Result<Option<String>, PolicyFileError> {
+    let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
+    // NONBLOCK: a fifo under the policy's name must not hang every launch.
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(read_error(error)),
+    };
+    let metadata = file.metadata().map_err(read_error)?;
+    check_trust(path, &metadata)?;
+    for directory in path.canonicalize().map_err(read_error)?.ancestors().skip(1) {
+        check_trust(directory, &directory.metadata().map_err(read_error)?)?;
+    }
+    let mut bytes = Vec::new();
+    file.take(POLICY_LIMIT_BYTES.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > POLICY_LIMIT_BYTES) {
+        return Err(PolicyFileError::TooLarge { path: path.to_owned() });
+    }
+    let text = String::from_utf8(bytes).map_err(|error| PolicyFileError::NotText {
+        path: path.to_owned(),
+        offset: error.utf8_error().valid_up_to(),
+    })?;
+    Ok(Some(text))
+}
+
+/// Refuses what somebody other than root could have put there.
+fn check_trust(path: &Path, metadata: &Metadata) -> Result<(), PolicyFileError> {
+    let untrusted = |why: String, remedy: &str| {
+        let remedy = format!("{remedy} {}", path.display());
+        Err(PolicyFileError::Untrusted { path: path.to_owned(), why, remedy })
+    };
+    if !(metadata.is_file() || metadata.is_dir()) {
+        return untrusted("is not a regular file".to_owned(), "ls -l");
+    }
+    if metadata.uid() != 0 {
+        return untrusted(format!("belongs to uid {}, not to root", metadata.uid()), "chown root");
+    }
+    // In a sticky directory others may add names and cannot touch those of root.
+    let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+    if metadata.mode() & 0o022 != 0 && !sticky {
+        let why = format!("can be written by others (mode {:04o})", metadata.mode() & 0o7777);
+        return untrusted(why, "chmod go-w");
+    }
+    Ok(())
+}
+
+/// Gathers what `hpcrun doctor` looks at, beyond what a launch needs.
+pub fn probe_for_doctor(host: &Host) -> DoctorFacts {
+    let status = read_line("/proc/self/status");
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(|value| value.trim().to_owned())
+    };
+    let text = |path: &str| Some(read_line(path).trim().to_owned()).filter(|text| !text.is_empty());
+    DoctorFacts {
+        uid: host.user.uid,
+        known_user: host.user.known,
+        home: host.user.home.clone(),
+        home_fact: host.user.home.as_deref().map(path_fact),
+        kernel: host.kernel.clone(),
+        features: host.features.clone(),
+        cpus: host.cpus,
+        launcher: host.launcher.kind,
+        max_user_namespaces: read_number("/proc/sys/user/max_user_namespaces"),
+        max_mount_namespaces: read_number("/proc/sys/user/max_mnt_namespaces"),
+        unprivileged_userns_clone: read_number("/proc/sys/kernel/unprivileged_userns_clone"),
+        apparmor_restricts_userns: read_number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+        apparmor_profile: text("/proc/self/attr/apparmor/current")
+            .or_else(|| text("/proc/self/attr/current")),
+        selinux_enforcing: read_number("/sys/fs/selinux/enforce").map(|enforce| enforce == 1),
+        seccomp: field("Seccomp").and_then(|mode| mode.parse().ok()),
+        umask: field("Umask").and_then(|mask| u32::from_str_radix(&mask, 8).ok()),
+        dev_fuse_mode: Path::new("/dev/fuse").metadata().ok().map(|metadata| metadata.mode() & 0o7777),
+        limits: caller::limits().ok(),
+        yama_scope: read_number("/proc/sys/kernel/yama/ptrace_scope"),
+        shm: caller::file_system(Path::new("/dev/shm"))
+            .ok()
+            .map(|fs| ShmFacts { size_bytes: fs.size_bytes, free_bytes: fs.free_bytes }),
+        share_directory: host.share_directory.clone(),
+        fabric_devices: fabric_devices(),
+        container: container(),
+        proc_masked: proc_masked(),
+    }
+}
+
+/// Devices of an interconnect, whose drivers lock memory.
+fn fabric_devices() -> Vec<String> {
+    let names = |directory: &str| -> Vec<OsString> {
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+    };
+    let fabric = |name: &OsString| {
+        let bytes = name.as_bytes();
+        bytes.starts_with(b"cxi") || bytes.starts_with(b"hfi1_")
+    };
+    let plain = names("/dev").into_iter().filter(fabric);
+    let verbs = names("/dev/infiniband").into_iter().filter(|name| name.as_bytes().starts_with(b"uverbs"));
+    let mut found: Vec<String> =
+        plain.chain(verbs).map(|name| String::from_utf8_lossy(&name.into_vec()).into_owned()).collect();
+    found.sort();
+    found
+}
+
+/// The container that this node is, if it is one.
+fn container() -> Option<String> {
+    for (path, name) in
+        [("/.dockerenv", "Docker"), ("/run/.containerenv", "podman"), ("/.singularity.d", "Apptainer")]
+    {
+        if Path::new(path).exists() {
+            return Some(name.to_owned());
+        }
+    }
+    let cgroup = read_line("/proc/1/cgroup");
+    let names = [("kubepods", "Kubernetes"), ("docker", "Docker"), ("libpod", "podman"), ("lxc", "LXC")];
+    names.iter().find(|(word, _)| cgroup.contains(word)).map(|(_, name)| (*name).to_owned())
+}
+
+/// Mounts over parts of `/proc`, which a container runtime makes; they forbid a fresh proc and are harmless to hpcrun.
+fn proc_masked() -> bool {
+    let mounts = read_line("/proc/self/mounts");
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .any(|at| at.starts_with("/proc/kcore") || at.starts_with("/proc/keys"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists() {
+        for (list, expected) in [
+            ("0-1\n", 2),
+            ("0", 1),
+            ("0-63,128-191", 128),
+            ("0,2,4", 3),
+            ("", 0),
+            ("x", 0),
+            ("3-1", 0),
+            ("0-3,x", 4),
+        ] {
+            assert_eq!(count_cpus(list), expected, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn paths_have_kinds() {
+        for (path, kind) in [
+            ("/", Kind::Directory),
+            ("/proc", Kind::Directory),
+            ("/dev/null", Kind::File),
+            ("/proc/self/status", Kind::File),
+            ("/nonexistent", Kind::Missing),
+            ("/dev/null/x", Kind::Missing),
+        ] {
+            assert_eq!(path_fact(Path::new(path)).kind, kind, "{path}");
+        }
+        for path in ["/proc/self/root/dev//../dev/null", "/proc/thread-self/root/dev/null", "/dev/./null"] {
+            assert_eq!(path_fact(Path::new(path)).resolved, Path::new("/dev/null"), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_path_is_not_reached() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let fact = path_fact(Path::new(&format!("/proc/self/fd/{}", reader.as_raw_fd())));
+        assert_eq!(fact.kind, Kind::Unreachable("it has no path".to_owned()));
+        let path = std::env::temp_dir().join(format!("hpcrun-deleted-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let fact = path_fact(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())));
+        assert_eq!(fact.kind, Kind::Missing);
+    }
+}

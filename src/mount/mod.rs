@@ -1,0 +1,11 @@
+//! The new root: an ordered mount plan, the image server (FUSE), and their enactment.
+
+mod bind;
+pub mod enact;
+pub mod graft;
+pub mod plan;
+mod root;
+pub mod server;
+
+/// What an image server serves.
+pub use crate::squashfs::reader::Filesystem;

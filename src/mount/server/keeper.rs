@@ -1,0 +1,239 @@
+//! The keeper: a process that only holds `/dev/fuse` and starts a server, again and again should it die.
+//!
+//! As long as somebody holds the device, a dead server is not noticed: askers wait. What the dead one had taken from
+//! the kernel and not answered lies in memory shared with its successor ([`RequestSlots`]); kernels since 6.9 can
+//! also be asked to send it again.
+
+use std::ffi::CStr;
+use std::io::{IoSlice, PipeReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::AtEnd;
+use super::protocol::{self, Init, Operation, init};
+use super::session::{Agreed, Over, Session, Unanswered};
+use super::tree::Tree;
+use crate::mount::graft::Grafts;
+use crate::squashfs::reader::Filesystem;
+use crate::sys::fuse::{Device, REQUEST_BYTES, RequestSlots};
+use crate::sys::process::{self, Ended, Fork};
+use crate::sys::{self, affinity, signal};
+
+const KEEPER_NAME: &CStr = c"hpcrun-keeper";
+const SERVER_NAME: &CStr = c"hpcrun-server";
+/// A server that lived this long was fine: what is counted against it begins anew.
+const HEALTHY: Duration = Duration::from_secs(1);
+/// Longest pause before a restart.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// Crashes in a row after which unanswered requests get `EIO`: one of them is what kills servers.
+const CRASHES_TO_REFUSE: u32 = 3;
+/// Crashes in a row after which there is no use in going on.
+const CRASHES_TO_GIVE_UP: u32 = 20;
+/// How long to try when no process can be made: half a minute.
+const FORK_TRIES: u32 = 300;
+const FORK_PAUSE: Duration = Duration::from_millis(100);
+/// Exit status of a server or keeper that saw the file system go.
+const UNMOUNTED: i32 = 0;
+/// Exit status of one that could not go on.
+const FAILED: i32 = 1;
+/// Heaps for the server's threads to share, so that memory one of them frees serves the others.
+const HEAPS: i32 = 2;
+
+/// All that keeper and server need.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) image: Filesystem,
+    pub(super) grafts: Grafts,
+    pub(super) fuse: OwnedFd,
+    pub(super) threads: usize,
+    /// INIT flags that are not to be used although the kernel offers them.
+    pub(super) masked: u64,
+    pub(super) at_end: AtEnd,
+}
+
+/// Lives as the keeper until the file system is unmounted.
+pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
+    let at_end = std::mem::take(&mut service.at_end);
+    let status = match keep(service, ready) {
+        Ok(()) => UNMOUNTED,
+        Err(_) => FAILED,
+    };
+    at_end.run();
+    process::exit_now(status)
+}
+
+fn keep(service: Service, mut ready: PipeReader) -> Result<(), sys::Error> {
+    let Service { image, grafts, fuse, threads, masked, at_end: _ } = service;
+    let tree = Tree::new(image, grafts);
+    let device = Device::new(fuse);
+    become_helper(&[device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()])?;
+    let slots = RequestSlots::new(threads)?;
+    if ready.read_exact(&mut [0]).is_err() {
+        return Ok(());
+    }
+    drop(ready);
+    let agreed = match agree(&device, masked) {
+        Ok(agreed) => agreed,
+        Err(Errno::ENODEV) => return Ok(()),
+        Err(errno) => return Err(sys::Error::new("read(/dev/fuse)", errno)),
+    };
+    let mut record = Record::default();
+    loop {
+        let born = Instant::now();
+        match fork_patiently()? {
+            Fork::Child => {
+                process::set_name(SERVER_NAME);
+                process::limit_heaps(HEAPS);
+                std::panic::set_hook(Box::new(|_| {}));
+                Session::new(tree, device, agreed, record.unanswered()).run(slots.into_slots(), end_server)
+            }
+            Fork::Parent(server) => match process::wait(server)? {
+                Ended::Exited(UNMOUNTED) => return Ok(()),
+                ended => match record.note(ended, born.elapsed()) {
+                    Some(pause) => std::thread::sleep(pause),
+                    None => return Ok(()),
+                },
+            },
+        }
+    }
+}
+
+/// Forks, and again if there is no room for a process: whatever killed the last server may have filled the node.
+fn fork_patiently() -> Result<Fork, sys::Error> {
+    let mut tries = FORK_TRIES;
+    loop {
+        match process::fork() {
+            Err(error) if tries > 0 && matches!(error.errno, Errno::EAGAIN | Errno::ENOMEM) => {
+                tries -= 1;
+                std::thread::sleep(FORK_PAUSE);
+            }
+            forked => return forked,
+        }
+    }
+}
+
+fn end_server(over: Over) -> ! {
+    process::exit_now(match over {
+        Over::Unmounted => UNMOUNTED,
+        Over::Failed => FAILED,
+    })
+}
+
+/// Lets go of everything that belongs to the process this one was forked from: its directory, descriptors, terminal,
+/// signals, CPU binding.
+fn become_helper(keep: &[i32]) -> Result<(), sys::Error> {
+    process::set_name(KEEPER_NAME);
+    signal::ignore_all()?;
+    nix::unistd::chdir("/").map_err(|errno| sys::Error::new("chdir(\"/\")", errno))?;
+    process::null_standard_streams()?;
+    process::close_all_but(keep);
+    process::set_undumpable()?;
+    // A binding that stays makes the server slower, not wrong.
+    let _ = affinity::reset();
+    Ok(())
+}
+
+/// Answers INIT, which the kernel sends first and once.
+fn agree(device: &Device, masked: u64) -> Result<Agreed, Errno> {
+    let mut buffer = vec![0; REQUEST_BYTES];
+    loop {
+        let length = match device.read(&mut buffer) {
+            Ok(length) => length,
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let Some((header, operation)) = protocol::parse(buffer.get(..length).unwrap_or_default()) else {
+            return Err(Errno::EPROTO);
+        };
+        let Operation::Init(kernel) = operation else { return Err(Errno::EPROTO) };
+        if kernel.major < protocol::MAJOR {
+            return Err(Errno::EPROTO);
+        }
+        let accepted = kernel.flags & init::WANTED & !masked;
+        let mut reply = Vec::new();
+        protocol::put_header(&mut reply, 0, header.unique);
+        // A kernel of a later major version repeats INIT with ours after this reply.
+        protocol::put_init(&mut reply, &Init { ..kernel }, accepted);
+        protocol::finish_header(&mut reply, 0);
+        device.write(&[IoSlice::new(&reply)])?;
+        if kernel.major == protocol::MAJOR {
+            return Ok(Agreed { flags: accepted });
+        }
+    }
+}
+
+/// How servers have ended of late.
+#[derive(Debug, Default)]
+struct Record {
+    /// Deaths in a row, each within a second.
+    deaths: u32,
+    /// Of these, the ones by a fault of their own.
+    crashes: u32,
+}
+
+impl Record {
+    /// Notes the end of a server after `life`; gives the pause before the next one, or `None` if there is to be none.
+    ///
+    /// SIGKILL comes from outside (the OOM killer, a person), so it is never held against the requests in flight.
+    fn note(&mut self, ended: Ended, life: Duration) -> Option<Duration> {
+        if life >= HEALTHY {
+            *self = Record::default();
+        }
+        self.deaths = self.deaths.saturating_add(1);
+        if ended != Ended::Killed(libc::SIGKILL) {
+            self.crashes = self.crashes.saturating_add(1);
+        }
+        if self.crashes >= CRASHES_TO_GIVE_UP {
+            return None;
+        }
+        // The first two restarts are immediate, then 1 ms, 2 ms, 4 ms ...
+        let doublings = self.deaths.saturating_sub(3).min(10);
+        let pause = if self.deaths < 3 { Duration::ZERO } else { Duration::from_millis(1 << doublings) };
+        Some(pause.min(PAUSE_MAX))
+    }
+
+    fn unanswered(&self) -> Unanswered {
+        if self.crashes >= CRASHES_TO_REFUSE { Unanswered::Refuse } else { Unanswered::Serve }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YOUNG: Duration = Duration::from_millis(5);
+    const KILLED: Ended = Ended::Killed(libc::SIGKILL);
+    const CRASHED: Ended = Ended::Killed(libc::SIGSEGV);
+
+    #[test]
+    fn kills_are_always_survived_and_never_blamed_on_requests() {
+        let mut record = Record::default();
+        for _ in 0..1000 {
+            assert!(record.note(KILLED, YOUNG).is_some_and(|pause| pause <= PAUSE_MAX));
+            assert_eq!(record.unanswered(), Unanswered::Serve);
+        }
+        assert_eq!(record.note(KILLED, HEALTHY), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_request_that_crashes_servers_is_refused_in_the_end() {
+        let mut record = Record::default();
+        let mut outcomes = Vec::new();
+        while record.note(CRASHED, YOUNG).is_some() {
+            outcomes.push(record.unanswered());
+        }
+        assert_eq!(outcomes.len(), 19);
+        assert_eq!(outcomes.iter().filter(|outcome| **outcome == Unanswered::Serve).count(), 2);
+    }
+
+    #[test]
+    fn a_healthy_life_clears_the_record() {
+        let mut record = Record::default();
+        for _ in 0..100 {
+            assert_eq!(record.note(CRASHED, HEALTHY), Some(Duration::ZERO));
+            assert_eq!(record.unanswered(), Unanswered::Serve);
+        }
+    }
+}

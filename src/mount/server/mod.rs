@@ -1,0 +1,183 @@
+//! The image server: serves one squashfs and its grafts through /dev/fuse, restarted by a keeper when it dies.
+//!
+//! ```text
+//! launcher --fork--> intermediate --fork--> keeper --fork--> server (threads)
+//!     |                  exits                 |                 |
+//!     mount(2), mounted()              answers INIT, waits   LOOKUP, READ, ... until the last process that
+//!     exec of the job                  for the server's end  sees the mount is gone
+//! ```
+//!
+//! `docs/image-server.md` tells the whole story.
+
+mod keeper;
+mod prefetch;
+mod protocol;
+mod session;
+mod tree;
+
+use std::io::{PipeWriter, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+
+use crate::mount::graft::Grafts;
+use crate::squashfs::reader::Filesystem;
+use crate::sys;
+use crate::sys::process::{self, Ended, Fork};
+
+/// Flags to mount the image with. Device nodes and set-id bits of an image are never honoured.
+pub const MOUNT_FLAGS: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID);
+
+/// Most serving threads.
+const THREADS_MAX: usize = 16;
+
+/// How the server runs.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Serving threads, 1 to 16.
+    pub threads: usize,
+}
+
+/// What the keeper does last of all, when the file system is gone and with it every process of the job.
+#[derive(Default)]
+pub struct AtEnd(Option<Box<dyn FnOnce()>>);
+
+impl AtEnd {
+    /// Runs `last` in the keeper, which has the host's mounts, no descriptor of the caller's and nobody to tell of
+    /// errors.
+    pub fn new(last: impl FnOnce() + 'static) -> AtEnd {
+        AtEnd(Some(Box::new(last)))
+    }
+
+    fn run(self) {
+        if let Some(last) = self.0 {
+            last();
+        }
+    }
+}
+
+impl std::fmt::Debug for AtEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AtEnd").finish_non_exhaustive()
+    }
+}
+
+/// A server waiting for the mount.
+#[derive(Debug)]
+pub struct Waiting {
+    ready: PipeWriter,
+}
+
+impl Waiting {
+    /// Tells the server that `mount(2)` with its /dev/fuse fd has succeeded: it begins to serve.
+    /// Dropping a `Waiting` instead makes keeper and server exit at once.
+    pub fn mounted(mut self) -> Result<(), sys::Error> {
+        self.ready.write_all(&[1]).map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))
+    }
+}
+
+/// The data argument for `mount(2)` of type `fuse`: the kernel checks permissions by the image's modes, and lets every
+/// process of the user namespace in. `uid` and `gid` are the caller's, inside its user namespace.
+///
+/// With `allow_other` a user namespace needs no `user_allow_other` in `/etc/fuse.conf`: processes outside it, other
+/// users and root included, are kept out by the kernel all the same.
+pub fn mount_data(fuse: BorrowedFd<'_>, uid: u32, gid: u32) -> String {
+    let fd = fuse.as_raw_fd();
+    format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other")
+}
+
+/// Forks the keeper (twice, so that the caller has no child), which answers INIT and forks the server.
+///
+/// Call while single-threaded, in the new user namespace and before the new mount namespace; `fuse` was opened in that
+/// user namespace. The caller keeps its own copy of the fd for `mount(2)` and closes it afterwards.
+pub fn start(
+    image: Filesystem,
+    grafts: Grafts,
+    fuse: &OwnedFd,
+    options: ServerOptions,
+) -> Result<Waiting, sys::Error> {
+    start_service(image, grafts, fuse, options, 0, AtEnd::default())
+}
+
+/// As [`start`]; the keeper does `at_end` before it exits.
+pub fn start_until(
+    image: Filesystem,
+    grafts: Grafts,
+    fuse: &OwnedFd,
+    options: ServerOptions,
+    at_end: AtEnd,
+) -> Result<Waiting, sys::Error> {
+    start_service(image, grafts, fuse, options, 0, at_end)
+}
+
+/// As [`start`], for a kernel as it would be without `masked`, bits of the flags of its INIT.
+#[doc(hidden)]
+pub fn start_masked(
+    image: Filesystem,
+    grafts: Grafts,
+    fuse: &OwnedFd,
+    options: ServerOptions,
+    masked: u64,
+) -> Result<Waiting, sys::Error> {
+    start_service(image, grafts, fuse, options, masked, AtEnd::default())
+}
+
+fn start_service(
+    image: Filesystem,
+    grafts: Grafts,
+    fuse: &OwnedFd,
+    options: ServerOptions,
+    masked: u64,
+    at_end: AtEnd,
+) -> Result<Waiting, sys::Error> {
+    let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    let service = keeper::Service { image, grafts, fuse, threads, masked, at_end };
+    let (keeper_end, ready) = process::pipe()?;
+    match process::fork()? {
+        Fork::Child => {
+            drop(ready);
+            // Nothing may unwind into the caller's frames: they belong to the parent.
+            let forked = catch_unwind(AssertUnwindSafe(|| detach(service, keeper_end)));
+            process::exit_now(forked.unwrap_or(Errno::EFAULT as i32))
+        }
+        Fork::Parent(child) => match process::wait(child) {
+            Ok(Ended::Exited(0)) => Ok(Waiting { ready }),
+            Ok(Ended::Exited(errno)) => Err(sys::Error::new("fork(keeper)", Errno::from_raw(errno))),
+            Ok(Ended::Killed(_)) => Err(sys::Error::new("fork(keeper)", Errno::EINTR)),
+            // The caller's parent had children ignored, and exec keeps that: the kernel reaped the child itself.
+            Err(error) if error.errno == Errno::ECHILD => Ok(Waiting { ready }),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// In the intermediate process: leaves the caller's session and forks the keeper. Gives the exit status: 0 or what
+/// went wrong as an errno.
+fn detach(service: keeper::Service, ready: std::io::PipeReader) -> i32 {
+    let forked = process::new_session().and_then(|()| process::fork());
+    match forked {
+        Ok(Fork::Child) => keeper::run(service, ready),
+        Ok(Fork::Parent(_)) => 0,
+        Err(error) => error.errno as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn mount_data_names_fd_and_ids() {
+        let file = std::fs::File::open("/").expect("root");
+        let expected = format!(
+            "fd={},rootmode=40000,user_id=1000,group_id=100,default_permissions,allow_other",
+            file.as_raw_fd()
+        );
+        assert_eq!(mount_data(file.as_fd(), 1000, 100), expected);
+    }
+}

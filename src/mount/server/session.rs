@@ -1,0 +1,345 @@
+//! The session: requests in, replies out, on several threads that share one `/dev/fuse`.
+
+use std::io::IoSlice;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::prefetch::Prefetcher;
+use super::protocol::{self, Header, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
+use super::tree::{Node, Offer, Tree};
+use crate::mount::graft::{self, NodeKind};
+use crate::squashfs::reader::{FileLayout, InodeKind, Piece};
+use crate::sys::fuse::{Device, RequestSlot};
+
+/// Stack of a serving thread, bytes: the codecs keep their state on the heap.
+const STACK_BYTES: usize = 512 << 10;
+/// Threads that decompress ahead, at most.
+const PREFETCH_THREADS: usize = 4;
+/// Bytes of zeros from which holes are answered.
+const ZEROS_BYTES: usize = 64 << 10;
+/// Longest listing sent at a time, bytes.
+const LISTING_BYTES: usize = 256 << 10;
+/// Longest link target the kernel takes, bytes (`PATH_MAX` less the NUL).
+const TARGET_MAX: usize = 4095;
+
+/// What was agreed with the kernel at INIT.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Agreed {
+    /// See [`init`].
+    pub(super) flags: u64,
+}
+
+impl Agreed {
+    fn has(self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What becomes of requests that the previous server had taken and not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// They are answered like any other.
+    Serve,
+    /// They get `EIO`: one of them seems to kill servers.
+    Refuse,
+}
+
+/// Why a server stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// The file system is gone.
+    Unmounted,
+    /// The device refused to be read.
+    Failed,
+}
+
+/// One mounted file system being served.
+#[derive(Debug)]
+pub(super) struct Session {
+    tree: Tree,
+    prefetcher: Prefetcher,
+    device: Device,
+    agreed: Agreed,
+    unanswered: Unanswered,
+    zeros: Vec<u8>,
+}
+
+/// The reply under construction; one a thread, used again and again.
+#[derive(Debug, Default)]
+struct Reply {
+    /// Header and content.
+    bytes: Vec<u8>,
+    /// Content that goes out from where it lies.
+    pieces: Vec<Piece>,
+}
+
+impl Session {
+    pub(super) fn new(tree: Tree, device: Device, agreed: Agreed, unanswered: Unanswered) -> Session {
+        let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
+        Session { tree, prefetcher, device, agreed, unanswered, zeros: vec![0; ZEROS_BYTES] }
+    }
+
+    /// Serves until the file system is unmounted, on one thread for each slot. What a predecessor left unanswered
+    /// comes first: from its slots, then through the kernel where it can send again.
+    pub(super) fn run(self, slots: Vec<RequestSlot>, ended: fn(Over) -> !) -> ! {
+        let mut reply = Reply::default();
+        for request in slots.iter().filter_map(RequestSlot::unanswered) {
+            self.answer(request, true, &mut reply);
+        }
+        if self.agreed.has(init::HAS_RESEND) {
+            self.ask_to_resend();
+        }
+        let session = Arc::new(self);
+        for _ in 0..slots.len().min(PREFETCH_THREADS) {
+            let session = Arc::clone(&session);
+            spawn(move || session.prefetcher.work(&session.tree));
+        }
+        let mut slots = slots.into_iter();
+        let own = slots.next();
+        for slot in slots {
+            let session = Arc::clone(&session);
+            spawn(move || ended(session.serve_to_the_end(slot)));
+        }
+        ended(own.map_or(Over::Failed, |slot| session.serve_to_the_end(slot)))
+    }
+
+    /// One thread's life. A panic outside of a request ends the whole server: a thread lost quietly would take its
+    /// request with it, and the asker would wait for ever.
+    fn serve_to_the_end(&self, slot: RequestSlot) -> Over {
+        catch_unwind(AssertUnwindSafe(|| self.serve(slot))).unwrap_or(Over::Failed)
+    }
+
+    fn ask_to_resend(&self) {
+        let mut message = Vec::new();
+        protocol::put_header(&mut message, NOTIFY_RESEND, 0);
+        protocol::finish_header(&mut message, 0);
+        // A refusal leaves those requests to what the slots held.
+        let _ = self.device.write(&[IoSlice::new(&message)]);
+    }
+
+    /// One thread's loop.
+    fn serve(&self, mut slot: RequestSlot) -> Over {
+        let mut reply = Reply::default();
+        loop {
+            slot.clear();
+            match self.device.read(slot.buffer()) {
+                Ok(length) => self.answer(slot.filled(length), false, &mut reply),
+                // ENOENT: the request was taken back while it was being read.
+                Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
+                Err(Errno::ENODEV) => return Over::Unmounted,
+                Err(_) => return Over::Failed,
+            }
+        }
+    }
+
+    /// Answers one request. A panic on the way is a bug of ours, which costs that request an `EIO` and nobody else
+    /// anything.
+    fn answer(&self, request: &[u8], is_left_over: bool, reply: &mut Reply) {
+        let Some((header, operation)) = protocol::parse(request) else { return };
+        let is_left_over = is_left_over || header.unique & UNIQUE_RESEND != 0;
+        reply.bytes.clear();
+        reply.pieces.clear();
+        protocol::put_header(&mut reply.bytes, 0, header.unique);
+        let outcome = if is_left_over && self.unanswered == Unanswered::Refuse {
+            Err(Errno::EIO)
+        } else {
+            catch_unwind(AssertUnwindSafe(|| self.handle(&header, operation, reply)))
+                .unwrap_or(Err(Errno::EIO))
+        };
+        if operation == Operation::Silent {
+            return;
+        }
+        let sent = match outcome {
+            Ok(()) => self.send(reply),
+            Err(errno) => self.send_error(header.unique, errno, reply),
+        };
+        // ENOENT: the asker has gone. Anything else but an unmounted file system means that the kernel did not take
+        // the reply, and an asker without one would wait for ever.
+        if !matches!(sent, Ok(()) | Err(Errno::ENOENT | Errno::ENODEV)) {
+            let _ = self.send_error(header.unique, Errno::EIO, reply);
+        }
+        reply.pieces.clear();
+        reply.bytes.shrink_to(LISTING_BYTES);
+    }
+
+    /// Sends header, content and pieces with one call, each from where it lies.
+    fn send(&self, reply: &mut Reply) -> Result<(), Errno> {
+        let following = reply.pieces.iter().map(piece_length).sum();
+        protocol::finish_header(&mut reply.bytes, following);
+        let mut parts = vec![IoSlice::new(&reply.bytes)];
+        for piece in &reply.pieces {
+            match piece {
+                Piece::Data { block, start, length } => {
+                    let bytes = block.get(*start..).and_then(|rest| rest.get(..*length)).ok_or(Errno::EIO)?;
+                    parts.push(IoSlice::new(bytes));
+                }
+                Piece::Zero(length) => {
+                    let mut left = *length;
+                    while left > 0 {
+                        let zeros = self.zeros.get(..left).unwrap_or(&self.zeros);
+                        parts.push(IoSlice::new(zeros));
+                        left -= zeros.len();
+                    }
+                }
+            }
+        }
+        self.device.write(&parts)
+    }
+
+    fn send_error(&self, unique: u64, errno: Errno, reply: &mut Reply) -> Result<(), Errno> {
+        reply.bytes.clear();
+        reply.pieces.clear();
+        protocol::put_header(&mut reply.bytes, -(errno as i32), unique);
+        self.send(reply)
+    }
+
+    /// Puts the reply to one request together, or says what is wrong with it.
+    fn handle(&self, header: &Header, operation: Operation<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        let node = || self.tree.node(header.node);
+        match operation {
+            Operation::Lookup { name } => self.look_up(node()?, name, reply),
+            Operation::GetAttr => {
+                protocol::put_attributes_reply(&mut reply.bytes, &self.tree.attributes(node()?)?);
+                Ok(())
+            }
+            Operation::ReadLink => self.read_link(node()?, reply),
+            Operation::Read { offset, size } => self.read(header.node, node()?, offset, size, reply),
+            Operation::ReadDir { offset, size, plus } => self.list(node()?, offset, size, plus, reply),
+            Operation::GetXattr { name, size } => self.xattr(node()?, name, size, reply),
+            Operation::ListXattr { size } => self.list_xattrs(node()?, size, reply),
+            Operation::StatFs => self.statfs(reply),
+            Operation::Open if self.agreed.has(init::NO_OPEN_SUPPORT) => Err(Errno::ENOSYS),
+            Operation::OpenDir if self.agreed.has(init::NO_OPENDIR_SUPPORT) => Err(Errno::ENOSYS),
+            Operation::Open => {
+                protocol::put_open(&mut reply.bytes, false);
+                Ok(())
+            }
+            Operation::OpenDir => {
+                protocol::put_open(&mut reply.bytes, true);
+                Ok(())
+            }
+            Operation::Done | Operation::Silent => Ok(()),
+            Operation::Change => Err(Errno::EROFS),
+            Operation::Init(_) | Operation::Unsupported => Err(Errno::ENOSYS),
+        }
+    }
+
+    fn look_up(&self, directory: Node<'_>, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
+        match self.tree.lookup(directory, name)? {
+            Some((id, attributes)) => protocol::put_entry(&mut reply.bytes, id, &attributes),
+            None => protocol::put_negative_entry(&mut reply.bytes),
+        }
+        Ok(())
+    }
+
+    fn read_link(&self, node: Node<'_>, reply: &mut Reply) -> Result<(), Errno> {
+        let target = self.tree.link_target(node)?;
+        if target.len() > TARGET_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        reply.bytes.extend_from_slice(&target);
+        Ok(())
+    }
+
+    fn read(&self, id: u64, node: Node<'_>, offset: u64, size: u32, reply: &mut Reply) -> Result<(), Errno> {
+        let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
+        match node {
+            Node::Image(reference) => {
+                let open = || file_layout(self.tree.inode(reference)?.kind);
+                let layout = self.prefetcher.note_read(id, offset, u64::from(size), open)?;
+                reply.pieces = self.tree.image().read(&layout, offset, length).map_err(|_| Errno::EIO)?;
+            }
+            Node::Graft(_, graft::Node { kind: NodeKind::File { content, .. }, .. }) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+                let length = length.min(content.len() - start);
+                reply.pieces.push(Piece::Data { block: Arc::clone(content), start, length });
+            }
+            Node::Graft(..) => return Err(Errno::EISDIR),
+        }
+        Ok(())
+    }
+
+    fn list(
+        &self,
+        directory: Node<'_>,
+        offset: u64,
+        size: u32,
+        plus: bool,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        let size = usize::try_from(size).unwrap_or(LISTING_BYTES).min(LISTING_BYTES);
+        let limit = reply.bytes.len() + size;
+        self.tree.list(directory, offset, &mut |offer: Offer<'_>| {
+            let found = plus.then(|| self.tree.offered(&offer));
+            if protocol::put_listed(&mut reply.bytes, limit, &offer.entry, found) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })
+    }
+
+    fn xattr(&self, node: Node<'_>, name: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
+        if !self.tree.image().has_xattrs() {
+            return Err(Errno::ENOSYS);
+        }
+        let all = self.tree.xattrs(node)?;
+        let (_, value) = all.iter().find(|(known, _)| known == name).ok_or(Errno::ENODATA)?;
+        put_sized(value, size, reply)
+    }
+
+    fn list_xattrs(&self, node: Node<'_>, size: u32, reply: &mut Reply) -> Result<(), Errno> {
+        if !self.tree.image().has_xattrs() {
+            return Err(Errno::ENOSYS);
+        }
+        let mut names = Vec::new();
+        for (name, _) in self.tree.xattrs(node)? {
+            names.extend_from_slice(&name);
+            names.push(0);
+        }
+        put_sized(&names, size, reply)
+    }
+
+    fn statfs(&self, reply: &mut Reply) -> Result<(), Errno> {
+        let superblock = self.tree.image().superblock();
+        let blocks = superblock.bytes_used.div_ceil(u64::from(superblock.block_size.max(1)));
+        let inodes = u64::from(superblock.inode_count);
+        protocol::put_statfs(&mut reply.bytes, blocks, superblock.block_size, inodes);
+        Ok(())
+    }
+}
+
+fn file_layout(kind: InodeKind) -> Result<FileLayout, Errno> {
+    match kind {
+        InodeKind::File(layout) => Ok(layout),
+        InodeKind::Directory(_) => Err(Errno::EISDIR),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn piece_length(piece: &Piece) -> usize {
+    match piece {
+        Piece::Data { length, .. } | Piece::Zero(length) => *length,
+    }
+}
+
+/// An xattr value or list, or how long it is when the caller has no room at all.
+fn put_sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
+    let length = u32::try_from(value.len()).map_err(|_| Errno::E2BIG)?;
+    if size == 0 {
+        protocol::put_xattr_size(&mut reply.bytes, length);
+    } else if length > size {
+        return Err(Errno::ERANGE);
+    } else {
+        reply.bytes.extend_from_slice(value);
+    }
+    Ok(())
+}
+
+/// Starts a thread, or does without: a process limit must not end the service.
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    let _ = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
+}
