@@ -15,5 +15,6 @@ pub mod hint;
 pub mod host;
 pub mod image;
 pub mod mount;
+pub mod policy;
 pub mod squashfs;
 pub mod sys;

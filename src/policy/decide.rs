@@ -1,0 +1,372 @@
+//! Rules applied to one launch: which binds the site wants, and what it says to what the user asked.
+//!
+//! Every path that is decided about was resolved by the host first, and so were the paths of the rules: a link, `..`
+//! or a second spelling changes nothing. Containment is by whole components. What is denied beats what is allowed.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::Policy;
+use super::file::Position;
+use super::path::{is_within, normalise};
+use super::rules::{BindRule, Listed, NameRule, PathRule, Premounted, RegistryRule, Share};
+use super::template::{Lookup, Origin};
+use crate::hint::Hint;
+
+/// A rule by its place. Prints as `/etc/hpcrun/policy.toml:22 [binds] allowed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The policy file.
+    pub file: PathBuf,
+    /// 1-based.
+    pub line: usize,
+    /// The key it stands under: `[binds] allowed`.
+    pub key: &'static str,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{} {}", self.file.display(), self.line, self.key)
+    }
+}
+
+/// The site says no. Not a fault: it has its own exit status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("refused by site policy: {what} ({rule})")]
+pub struct Refusal {
+    /// What was refused and on what ground.
+    pub what: String,
+    /// The rule that said so.
+    pub rule: Rule,
+    /// What would be allowed, for the hint.
+    pub allowed: String,
+}
+
+impl Hint for Refusal {
+    fn hints(&self) -> Vec<String> {
+        vec![self.allowed.clone()]
+    }
+}
+
+/// The values behind a policy's variables for one launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Variables<'a> {
+    /// Of the user database and the kernel, by the names of [`super::template::TRUSTED_VARIABLES`].
+    pub trusted: &'a [(&'static str, OsString)],
+    /// The user's environment.
+    pub environment: &'a [(OsString, OsString)],
+}
+
+impl Lookup for Variables<'_> {
+    fn lookup(&self, name: &str) -> Option<(OsString, Origin)> {
+        if let Some((_, value)) = self.trusted.iter().find(|(trusted, _)| *trusted == name) {
+            return Some((value.clone(), Origin::Site));
+        }
+        // A trusted name that the host cannot tell is still the user's word when it comes from the environment.
+        let (_, value) = self.environment.iter().rev().find(|(other, _)| other == name)?;
+        Some((value.clone(), Origin::Environment))
+    }
+}
+
+/// A bind that the site wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteBind {
+    /// Absolute, in normal form, not resolved.
+    pub source: PathBuf,
+    /// Absolute, in normal form.
+    pub destination: PathBuf,
+    /// Whether the job may not write.
+    pub read_only: bool,
+    /// Whether a missing source leaves it out.
+    pub optional: bool,
+    /// Whether a user's wish gives way to it.
+    pub forced: bool,
+    /// Who chose the source.
+    pub origin: Origin,
+    /// The rule.
+    pub rule: Rule,
+}
+
+/// A host path as the user named it and as the host resolved it.
+#[derive(Debug, Clone, Copy)]
+pub struct HostPath<'a> {
+    /// As named.
+    pub typed: &'a OsStr,
+    /// Absolute, without links.
+    pub resolved: &'a Path,
+}
+
+impl Policy {
+    /// The site's binds, forced ones first, and what was left out for want of a variable.
+    ///
+    /// # Errors
+    ///
+    /// A bind that must be there names a variable without a value, or a variable that makes its path relative.
+    pub fn site_binds(&self, variables: &Variables<'_>) -> Result<(Vec<SiteBind>, Vec<String>), Refusal> {
+        let mut binds = Vec::new();
+        let mut left_out = Vec::new();
+        let forced = self.rules.binds.forced.iter().map(|rule| (rule, true, "[binds] forced"));
+        let optional = self.rules.binds.optional.iter().map(|rule| (rule, false, "[binds] optional"));
+        for (rule, forced, key) in forced.chain(optional) {
+            let place = self.rule(rule.at, key);
+            match expand(rule, forced, place.clone(), variables) {
+                Ok(bind) => binds.push(bind),
+                Err(why) if rule.optional => {
+                    left_out.push(format!("{} left out: {why} ({place})", rule.source))
+                }
+                Err(why) => {
+                    return Err(Refusal {
+                        what: format!("{} must be bound, but {why}", rule.source),
+                        rule: place,
+                        allowed: "set the variable, or ask your site to make the bind optional".to_owned(),
+                    });
+                }
+            }
+        }
+        Ok((binds, left_out))
+    }
+
+    /// Whether a user may bind `path`; the rule that allowed it, if one had to.
+    ///
+    /// `resolve` gives the resolved form of a rule's path.
+    pub fn user_bind(
+        &self,
+        path: HostPath<'_>,
+        variables: &Variables<'_>,
+        resolve: &dyn Fn(&Path) -> PathBuf,
+    ) -> Result<Option<Rule>, Refusal> {
+        let binds = &self.rules.binds;
+        for rule in &binds.denied {
+            let Some(forms) = forms(rule, variables, resolve) else {
+                // What is denied cannot be told from what is not: nothing may be bound.
+                return Err(Refusal {
+                    what: format!("bind of {}, as {} cannot be told on this host", named(path), rule.path),
+                    rule: self.rule(rule.at, "[binds] denied"),
+                    allowed: "this host's user database must know you before you may bind".to_owned(),
+                });
+            };
+            for denied in forms {
+                if is_within(path.resolved, &denied) || is_within(&denied, path.resolved) {
+                    return Err(Refusal {
+                        what: format!("bind of {}, which shows {}", named(path), denied.display()),
+                        rule: self.rule(rule.at, "[binds] denied"),
+                        allowed: self.allowed_binds(variables),
+                    });
+                }
+            }
+        }
+        let Some(allowed) = &binds.allowed else {
+            return Ok(None);
+        };
+        match find(&allowed.rules, path.resolved, variables, resolve) {
+            Some(rule) => Ok(Some(self.rule(rule.at, "[binds] allowed"))),
+            None => Err(Refusal {
+                what: format!("bind of {}, which is outside the allowed paths", named(path)),
+                rule: self.rule(allowed.at, "[binds] allowed"),
+                allowed: self.allowed_binds(variables),
+            }),
+        }
+    }
+
+    /// Every path whose resolved form [`Policy::user_bind`] and [`Policy::image_file`] will ask for.
+    pub fn rule_paths(&self, variables: &Variables<'_>) -> Vec<PathBuf> {
+        let allowed = self.rules.binds.allowed.iter().flat_map(|listed| &listed.rules);
+        let directories = self.rules.images.directories.iter().flat_map(|listed| &listed.rules);
+        let rules = self.rules.binds.denied.iter().chain(allowed).chain(directories);
+        rules.filter_map(|rule| path_of(rule, variables)).collect()
+    }
+
+    /// Whether an image file may be run from where it lies.
+    pub fn image_file(
+        &self,
+        path: HostPath<'_>,
+        variables: &Variables<'_>,
+        resolve: &dyn Fn(&Path) -> PathBuf,
+    ) -> Result<Option<Rule>, Refusal> {
+        let Some(directories) = &self.rules.images.directories else {
+            return Ok(None);
+        };
+        match find(&directories.rules, path.resolved, variables, resolve) {
+            Some(rule) => Ok(Some(self.rule(rule.at, "[images] directories"))),
+            None => Err(Refusal {
+                what: format!("image {}, which is outside the image directories", named(path)),
+                rule: self.rule(directories.at, "[images] directories"),
+                allowed: list("image directories", paths(directories, variables)),
+            }),
+        }
+    }
+
+    /// Whether an image may come from `repository` of the registry `host` (with its port, if not the usual one).
+    pub fn registry(&self, host: &str, repository: &str) -> Result<Option<Rule>, Refusal> {
+        let Some(registries) = &self.rules.images.registries else {
+            return Ok(None);
+        };
+        match registries.rules.iter().find(|rule| registry_matches(rule, host, repository)) {
+            Some(rule) => Ok(Some(self.rule(rule.at, "[images] registries"))),
+            None => Err(Refusal {
+                what: format!("registry {host}, repository {repository}"),
+                rule: self.rule(registries.at, "[images] registries"),
+                allowed: list("allowed registries", registries.rules.iter().map(registry_name)),
+            }),
+        }
+    }
+
+    /// Whether the home directory is bound, whether read-only, and the rule if there is one.
+    pub fn home(&self) -> (bool, bool, Option<Rule>) {
+        let home = &self.rules.home;
+        let bind = home.bind.as_ref().is_none_or(|bind| bind.value);
+        let read_only = home.read_only.as_ref().is_some_and(|read_only| read_only.value);
+        let at = match (&home.bind, &home.read_only) {
+            (Some(bind), _) => Some((bind.at, "[home] bind")),
+            (None, Some(read_only)) => Some((read_only.at, "[home] read_only")),
+            (None, None) => None,
+        };
+        (bind, read_only, at.map(|(at, key)| self.rule(at, key)))
+    }
+
+    /// The rule that takes a variable away from every job, if there is one.
+    pub fn unsets(&self, name: &[u8]) -> Option<Rule> {
+        first_match(&self.rules.env.unset, name).map(|rule| self.rule(rule.at, "[env] unset"))
+    }
+
+    /// The rule that lets the host's value of a variable through, if there is one.
+    pub fn passes(&self, name: &[u8]) -> Option<Rule> {
+        first_match(&self.rules.env.pass, name).map(|rule| self.rule(rule.at, "[env] pass"))
+    }
+
+    /// Which processes share namespaces, unless the user says otherwise.
+    pub fn share(&self) -> Share {
+        self.rules.launch.share.as_ref().map_or(Share::default(), |share| share.value)
+    }
+
+    /// The tree that the site mounted from the image file, if it did. `image` is resolved.
+    pub fn premounted(&self, image: &Path) -> Option<(&Premounted, Rule)> {
+        let tree = self.rules.premounted.iter().find(|tree| tree.image == image)?;
+        Some((tree, self.rule(tree.at, "[premounted] trees")))
+    }
+
+    /// The rule at a place of this policy.
+    pub fn rule(&self, at: Position, key: &'static str) -> Rule {
+        Rule { file: self.file.clone(), line: at.line, key }
+    }
+
+    /// What a user may bind, for a hint.
+    fn allowed_binds(&self, variables: &Variables<'_>) -> String {
+        match &self.rules.binds.allowed {
+            Some(allowed) => list("allowed paths", paths(allowed, variables)),
+            None => {
+                let denied = self.rules.binds.denied.iter().map(|rule| shown(rule, variables));
+                format!("{}; all else may be bound", list("denied paths", denied))
+            }
+        }
+    }
+}
+
+/// The bind that a rule means in this launch, or why it has none.
+fn expand(rule: &BindRule, forced: bool, place: Rule, variables: &Variables<'_>) -> Result<SiteBind, String> {
+    let source = rule.source.expand(variables).map_err(|unset| unset.to_string())?;
+    let (destination, destination_origin) = match &rule.destination {
+        Some(template) => {
+            let expanded = template.expand(variables).map_err(|unset| unset.to_string())?;
+            (expanded.text, expanded.origin)
+        }
+        None => (source.text.clone(), source.origin),
+    };
+    let root = Path::new("/");
+    for text in [&source.text, &destination] {
+        if !Path::new(text).is_absolute() {
+            return Err(format!("{} is not an absolute path", Path::new(text).display()));
+        }
+    }
+    let destination = normalise(root, Path::new(&destination));
+    if destination == root {
+        return Err("its destination is /".to_owned());
+    }
+    let chosen_by_user = source.origin == Origin::Environment || destination_origin == Origin::Environment;
+    Ok(SiteBind {
+        // Not normalised: `..` behind a link means what the host says it means.
+        source: PathBuf::from(source.text),
+        destination,
+        read_only: rule.read_only,
+        optional: rule.optional,
+        forced,
+        origin: if chosen_by_user { Origin::Environment } else { Origin::Site },
+        rule: place,
+    })
+}
+
+/// The path of a rule in this launch; none when a variable of it has no trusted value here.
+fn path_of(rule: &PathRule, variables: &Variables<'_>) -> Option<PathBuf> {
+    let expanded = rule.path.expand(variables).ok()?;
+    let path = Path::new(&expanded.text);
+    (expanded.origin == Origin::Site && path.is_absolute()).then(|| normalise(Path::new("/"), path))
+}
+
+/// A rule's path as written and as resolved: both count, so that a rule holds before and behind a link.
+fn forms(
+    rule: &PathRule,
+    variables: &Variables<'_>,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> Option<Vec<PathBuf>> {
+    let path = path_of(rule, variables)?;
+    let resolved = resolve(&path);
+    Some(if resolved == path { vec![path] } else { vec![path, resolved] })
+}
+
+/// The first rule that `path` lies within. A rule grants what its path resolves to, not other things of its name.
+fn find<'r>(
+    rules: &'r [PathRule],
+    path: &Path,
+    variables: &Variables<'_>,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> Option<&'r PathRule> {
+    rules
+        .iter()
+        .find(|rule| path_of(rule, variables).is_some_and(|prefix| is_within(path, &resolve(&prefix))))
+}
+
+fn first_match<'r>(rules: &'r [NameRule], name: &[u8]) -> Option<&'r NameRule> {
+    rules.iter().find(|rule| rule.pattern.matches(name))
+}
+
+fn registry_matches(rule: &RegistryRule, host: &str, repository: &str) -> bool {
+    let host_matches = match rule.host.strip_prefix('*') {
+        // The dot stays in the suffix: `*.example.org` is neither `example.org` nor `badexample.org`.
+        Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
+        None => host == rule.host,
+    };
+    let below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+    host_matches
+        && (rule.repository.is_empty() || repository.strip_prefix(&rule.repository).is_some_and(below))
+}
+
+fn registry_name(rule: &RegistryRule) -> String {
+    if rule.repository.is_empty() { rule.host.clone() } else { format!("{}/{}", rule.host, rule.repository) }
+}
+
+fn paths<'r>(
+    listed: &'r Listed<PathRule>,
+    variables: &'r Variables<'_>,
+) -> impl Iterator<Item = String> + 'r {
+    listed.rules.iter().map(|rule| shown(rule, variables))
+}
+
+fn shown(rule: &PathRule, variables: &Variables<'_>) -> String {
+    path_of(rule, variables).map_or_else(|| rule.path.to_string(), |path| path.display().to_string())
+}
+
+fn list(what: &str, items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    format!("{what}: {}", if items.is_empty() { "none".to_owned() } else { items.join(", ") })
+}
+
+/// The path as typed, with what it resolved to where that differs.
+fn named(path: HostPath<'_>) -> String {
+    let typed = Path::new(path.typed);
+    if typed == path.resolved {
+        typed.display().to_string()
+    } else {
+        format!("{} (that is {})", typed.display(), path.resolved.display())
+    }
+}

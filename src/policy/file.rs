@@ -1,0 +1,495 @@
+//! The policy's text as sections and typed values, each with its line and column.
+//!
+//! Reading never stops at the first problem: whatever is wrong is noted and a value that cannot be used counts as
+//! absent, so that one look at the file finds everything. A [`Section`] knows the keys that were asked of it, and so
+//! which others are mistakes and what was probably meant.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Range, RangeInclusive};
+
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+/// A place in the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// 1-based.
+    pub line: usize,
+    /// 1-based, in characters.
+    pub column: usize,
+}
+
+/// A value and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where its text begins.
+    pub at: Position,
+}
+
+/// Something wrong in the file. Prints as `3:5: unknown key "forcd" in [binds]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Where.
+    pub at: Position,
+    /// What, without the place.
+    pub what: String,
+    /// What was probably meant.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.at.line, self.at.column, self.what)
+    }
+}
+
+/// Syntax errors that are told at once; one in a quote may make nonsense of all that follows.
+const PROBLEM_LIMIT: usize = 50;
+
+/// The parsed text with what was found wrong so far.
+#[derive(Debug)]
+pub struct Document<'t> {
+    text: &'t str,
+    root: Spanned<DeTable<'t>>,
+    problems: RefCell<Vec<Problem>>,
+    asked: RefCell<Vec<String>>,
+}
+
+/// One value of the document.
+pub type Value<'t> = Spanned<DeValue<'t>>;
+
+impl<'t> Document<'t> {
+    /// Parses `text`; errors of syntax and duplicate keys become problems.
+    pub fn parse(text: &'t str) -> Document<'t> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let document = Document { text, root, problems: RefCell::default(), asked: RefCell::new(Vec::new()) };
+        for error in errors.into_iter().take(PROBLEM_LIMIT) {
+            let message = error.message().replace('\n', ", ");
+            document.note(error.span().unwrap_or(0..0), message, None);
+        }
+        document
+    }
+
+    /// What was found wrong, in the order of the file.
+    pub fn into_problems(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+
+    /// Every key that was asked for, as `section.key`, in the order of asking.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.borrow().clone()
+    }
+
+    /// The top level, whose keys are the sections.
+    pub fn root(&self) -> Section<'_, 't> {
+        Section {
+            document: self,
+            name: String::new(),
+            table: Some(self.root.get_ref()),
+            at: Position { line: 1, column: 1 },
+            known: Vec::new(),
+        }
+    }
+
+    /// Notes a problem with the text at `span`.
+    pub fn note(&self, span: Range<usize>, what: impl Into<String>, hint: Option<String>) {
+        let at = self.position(span.start);
+        self.note_at(at, what, hint);
+    }
+
+    /// Notes a problem at a known position.
+    pub fn note_at(&self, at: Position, what: impl Into<String>, hint: Option<String>) {
+        self.problems.borrow_mut().push(Problem { at, what: what.into(), hint });
+    }
+
+    /// Line and column of a byte offset; an offset past the end counts as the end.
+    pub fn position(&self, offset: usize) -> Position {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.matches('\n').count().saturating_add(1);
+        let last = before.rsplit('\n').next().unwrap_or("");
+        Position { line, column: last.chars().count().saturating_add(1) }
+    }
+
+    /// The string that `value` is, or a problem.
+    pub fn string(&self, value: &Value<'t>, name: &str) -> Option<Located<String>> {
+        match value.get_ref() {
+            DeValue::String(text) => {
+                Some(Located { value: text.to_string(), at: self.position(value.span().start) })
+            }
+            other => {
+                self.wrong_type(value, name, "a string", other);
+                None
+            }
+        }
+    }
+
+    fn wrong_type(&self, value: &Value<'t>, name: &str, wanted: &str, found: &DeValue<'t>) {
+        let found = match found {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "an array",
+            DeValue::Table(_) => "a table",
+        };
+        self.note(value.span(), format!("{name} wants {wanted}, not {found}"), None);
+    }
+}
+
+/// One table of the document, or the absence of it.
+#[derive(Debug)]
+pub struct Section<'d, 't> {
+    document: &'d Document<'t>,
+    name: String,
+    table: Option<&'d DeTable<'t>>,
+    at: Position,
+    known: Vec<&'static str>,
+}
+
+impl<'d, 't> Section<'d, 't> {
+    /// A section out of an inline table; `name` is for messages.
+    pub fn inline(document: &'d Document<'t>, name: &str, value: &'d Value<'t>) -> Option<Section<'d, 't>> {
+        let DeValue::Table(table) = value.get_ref() else {
+            return None;
+        };
+        let at = document.position(value.span().start);
+        Some(Section { document, name: name.to_owned(), table: Some(table), at, known: Vec::new() })
+    }
+
+    /// Where the section begins.
+    pub fn at(&self) -> Position {
+        self.at
+    }
+
+    /// The document that this is a section of.
+    pub fn document(&self) -> &'d Document<'t> {
+        self.document
+    }
+
+    /// The table under `key`; one that is absent has no keys.
+    pub fn section(&mut self, key: &'static str) -> Section<'d, 't> {
+        let name = self.full(key);
+        let value = self.value(key);
+        let table = value.and_then(|value| match value.get_ref() {
+            DeValue::Table(table) => Some(table),
+            other => {
+                self.document.wrong_type(value, &name, "a table", other);
+                None
+            }
+        });
+        let at = value.map(|value| self.document.position(value.span().start)).unwrap_or_default();
+        Section { document: self.document, name, table, at, known: Vec::new() }
+    }
+
+    /// The value under `key`, of whatever type.
+    pub fn value(&mut self, key: &'static str) -> Option<&'d Value<'t>> {
+        self.known.push(key);
+        self.document.asked.borrow_mut().push(self.full(key));
+        self.table?.get(key)
+    }
+
+    /// A string.
+    pub fn string(&mut self, key: &'static str) -> Option<Located<String>> {
+        let name = self.full(key);
+        let value = self.value(key)?;
+        self.document.string(value, &name)
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&mut self, key: &'static str) -> Option<Located<bool>> {
+        let name = self.full(key);
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(boolean) => Some(self.located(value, *boolean)),
+            other => {
+                self.document.wrong_type(value, &name, "true or false", other);
+                None
+            }
+        }
+    }
+
+    /// A whole number in `range`.
+    pub fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<Located<u64>> {
+        let name = self.full(key);
+        let value = self.value(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(integer) => u64::from_str_radix(integer.as_str(), integer.radix()).ok(),
+            other => {
+                self.document.wrong_type(value, &name, "a whole number", other);
+                return None;
+            }
+        };
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Some(self.located(value, number)),
+            None => {
+                let what = format!("{name} must be {} to {}", range.start(), range.end());
+                self.document.note(value.span(), what, None);
+                None
+            }
+        }
+    }
+
+    /// A size in bytes, written as a whole number or as `"64 GiB"`; at least 1.
+    pub fn size_bytes(&mut self, key: &'static str) -> Option<Located<u64>> {
+        let name = self.full(key);
+        if let Some(DeValue::String(text)) = self.table.and_then(|table| table.get(key)).map(Spanned::get_ref)
+        {
+            let size = parse_size(text);
+            let value = self.value(key)?;
+            if size.is_none() {
+                let hint = Some("write a size as \"512 MiB\", \"64 GiB\", \"2 TiB\" or in bytes".to_owned());
+                self.document.note(value.span(), format!("{name}: {text:?} is not a size"), hint);
+            }
+            return Some(self.located(value, size?));
+        }
+        self.number(key, 1..=u64::MAX)
+    }
+
+    /// One of the words in `choices`.
+    pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<Located<T>> {
+        let name = self.full(key);
+        let word = self.string(key)?;
+        if let Some((_, choice)) = choices.iter().find(|(text, _)| *text == word.value) {
+            return Some(Located { value: *choice, at: word.at });
+        }
+        let words: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
+        let what = format!("{name}: {:?} is none of {}", word.value, words.join(", "));
+        self.document.note_at(word.at, what, did_you_mean(&word.value, &words));
+        None
+    }
+
+    /// The elements of an array, of whatever type, with the position of the array.
+    pub fn array(&mut self, key: &'static str) -> Option<Located<&'d DeArray<'t>>> {
+        let name = self.full(key);
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Array(array) => Some(self.located(value, array)),
+            other => {
+                self.document.wrong_type(value, &name, "an array", other);
+                None
+            }
+        }
+    }
+
+    /// An array of strings, in which none may stand twice.
+    pub fn strings(&mut self, key: &'static str) -> Option<Located<Vec<Located<String>>>> {
+        let name = self.full(key);
+        let array = self.array(key)?;
+        let mut strings: Vec<Located<String>> = Vec::new();
+        for value in array.value.iter() {
+            let Some(string) = self.document.string(value, &format!("an element of {name}")) else {
+                continue;
+            };
+            match strings.iter().find(|earlier| earlier.value == string.value) {
+                Some(earlier) => {
+                    let what =
+                        format!("{:?} stands in {name} already, line {}", string.value, earlier.at.line);
+                    self.document.note_at(string.at, what, None);
+                }
+                None => strings.push(string),
+            }
+        }
+        Some(Located { value: strings, at: array.at })
+    }
+
+    /// A table of strings, `NAME = "value"`, in the order of the file; positions are those of the names.
+    pub fn string_table(&mut self, key: &'static str) -> Vec<(Located<String>, String)> {
+        let name = self.full(key);
+        let Some(value) = self.value(key) else {
+            return Vec::new();
+        };
+        let DeValue::Table(table) = value.get_ref() else {
+            self.document.wrong_type(value, &name, "a table", value.get_ref());
+            return Vec::new();
+        };
+        let mut pairs = Vec::new();
+        for (key, value) in table.iter() {
+            let key_name = key.get_ref().to_string();
+            if let Some(text) = self.document.string(value, &format!("{name}.{key_name}")) {
+                let at = self.document.position(key.span().start);
+                pairs.push((Located { value: key_name, at }, text.value));
+            }
+        }
+        pairs.sort_by_key(|(name, _)| name.at);
+        pairs
+    }
+
+    /// Notes every key that was never asked for.
+    pub fn finish(self) {
+        let Some(table) = self.table else {
+            return;
+        };
+        for (key, _) in table.iter() {
+            let word: &str = key.get_ref();
+            if self.known.contains(&word) {
+                continue;
+            }
+            let what = if self.name.is_empty() {
+                format!("unknown section [{word}]")
+            } else {
+                format!("unknown key {word:?} in {}", bracketed(&self.name))
+            };
+            let hint = did_you_mean(word, &self.known).or_else(|| Some(valid_keys(&self.known)));
+            self.document.note(key.span(), what, hint);
+        }
+    }
+
+    fn located<T>(&self, value: &Value<'t>, inner: T) -> Located<T> {
+        Located { value: inner, at: self.document.position(value.span().start) }
+    }
+
+    fn full(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+}
+
+/// `[binds]` for a section, as it is for an element that has a description for a name.
+fn bracketed(name: &str) -> String {
+    if name.contains(' ') { name.to_owned() } else { format!("[{name}]") }
+}
+
+fn valid_keys(known: &[&str]) -> String {
+    format!("valid here: {}", known.join(", "))
+}
+
+/// Bytes of `"64 GiB"`, `"10 GB"`, `"4096"`; none when it is no size, zero or too large.
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at_checked(digits_end)?;
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor).filter(|size| *size > 0)
+}
+
+/// `did you mean "forced"?`, when one of `known` is near enough to `word`.
+fn did_you_mean(word: &str, known: &[&str]) -> Option<String> {
+    let word = word.to_ascii_lowercase();
+    let limit = (word.chars().count() / 3).clamp(1, 3);
+    known
+        .iter()
+        .map(|known| (distance(&word, known), known))
+        .filter(|(distance, known)| *distance <= limit || is_plural(&word, known))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| format!("did you mean {known:?}?"))
+}
+
+fn is_plural(word: &str, known: &str) -> bool {
+    word.len() > 2 && (known.starts_with(word) || word.starts_with(known))
+}
+
+/// Edits between two words: insertion, deletion, substitution and a swap of neighbours count one each.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i.saturating_add(1)];
+        for (j, y) in b.iter().enumerate() {
+            let at = |row: &[usize], j: usize| row.get(j).copied().unwrap_or(usize::MAX / 2);
+            let substitution = at(&above, j).saturating_add(usize::from(x != y));
+            let deletion = at(&above, j.saturating_add(1)).saturating_add(1);
+            let insertion = at(&row, j).saturating_add(1);
+            let mut best = substitution.min(deletion).min(insertion);
+            let swapped =
+                i > 0 && j > 0 && a.get(i.wrapping_sub(1)) == Some(y) && b.get(j.wrapping_sub(1)) == Some(x);
+            if swapped {
+                best = best.min(at(&before, j.wrapping_sub(1)).saturating_add(1));
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("", "abc", 3),
+            ("forced", "forced", 0),
+            ("forcd", "forced", 1),
+            ("froced", "forced", 1),
+            ("kitten", "sitting", 3),
+            ("deny", "denied", 3),
+        ] {
+            assert_eq!(distance(a, b), expected, "{a} {b}");
+            assert_eq!(distance(b, a), expected, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in [
+            ("1", Some(1)),
+            ("4096", Some(4096)),
+            ("1 KiB", Some(1024)),
+            ("1KiB", Some(1024)),
+            ("512 MiB", Some(512 << 20)),
+            ("64 GiB", Some(64 << 30)),
+            ("2 TiB", Some(2 << 40)),
+            ("10 GB", Some(10_000_000_000)),
+            ("5 kB", Some(5000)),
+            ("7 B", Some(7)),
+            ("0", None),
+            ("0 GiB", None),
+            ("", None),
+            ("GiB", None),
+            ("-1", None),
+            ("1.5 GiB", None),
+            ("1 gib", None),
+            ("1 GiB extra", None),
+            ("99999999999 TiB", None),
+            ("18446744073709551616", None),
+        ] {
+            assert_eq!(parse_size(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn positions_count_lines_and_characters() {
+        let document = Document::parse("a = 1\n# \u{e9}\u{e9}\nb = 2\n");
+        for (offset, line, column) in [(0, 1, 1), (4, 1, 5), (6, 2, 1), (10, 2, 4), (13, 3, 1), (999, 4, 1)] {
+            assert_eq!(document.position(offset), Position { line, column }, "{offset}");
+        }
+    }
+
+    #[test]
+    fn suggestions() {
+        let known = ["forced", "optional", "denied", "allowed"];
+        for (word, expected) in [
+            ("forcd", Some("did you mean \"forced\"?")),
+            ("Forced", Some("did you mean \"forced\"?")),
+            ("allow", Some("did you mean \"allowed\"?")),
+            ("optionals", Some("did you mean \"optional\"?")),
+            ("denide", Some("did you mean \"denied\"?")),
+            ("zebra", None),
+            ("", None),
+        ] {
+            assert_eq!(did_you_mean(word, &known).as_deref(), expected, "{word}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The rules of a policy as types: every rule knows its line. [`super::read`] makes them.
+
+use std::path::PathBuf;
+
+use super::file::{Located, Position};
+use super::template::Template;
+
+/// All rules of a policy; the default is a site that says nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// `[binds]`
+    pub binds: Binds,
+    /// `[home]`
+    pub home: Home,
+    /// `[env]`
+    pub env: EnvRules,
+    /// `[images]`
+    pub images: Images,
+    /// `[launch]`
+    pub launch: LaunchRules,
+    /// `[convert]`
+    pub convert: ConvertLimits,
+    /// `[premounted]`
+    pub premounted: Vec<Premounted>,
+}
+
+/// `[binds]`: what is bound, and what users may bind.
+#[derive(Debug, Clone, Default)]
+pub struct Binds {
+    /// Bound in every launch; a user can neither leave them out nor cover them.
+    pub forced: Vec<BindRule>,
+    /// Bound where the source exists; a user's bind onto the same destination takes its place.
+    pub optional: Vec<BindRule>,
+    /// Host paths that no user's bind may show: neither they, nor what is below them, nor a directory that holds them.
+    pub denied: Vec<PathRule>,
+    /// Host paths within which users' binds must lie; none when everything but the denied may be bound.
+    pub allowed: Option<Listed<PathRule>>,
+}
+
+/// One bind of the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindRule {
+    /// Absolute host path, with variables.
+    pub source: Template,
+    /// Absolute path in the new root, with variables; none means the source's.
+    pub destination: Option<Template>,
+    /// Whether the job may not write.
+    pub read_only: bool,
+    /// Whether a missing source (or an unset variable) leaves the bind out rather than refusing the launch.
+    pub optional: bool,
+    /// Where the rule stands.
+    pub at: Position,
+}
+
+/// A host path, with variables that users cannot choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathRule {
+    /// Absolute.
+    pub path: Template,
+    /// Where the rule stands.
+    pub at: Position,
+}
+
+/// A list that says something even when it is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed<T> {
+    /// The elements.
+    pub rules: Vec<T>,
+    /// Where the list stands.
+    pub at: Position,
+}
+
+/// `[home]`
+#[derive(Debug, Clone, Default)]
+pub struct Home {
+    /// Whether the home directory is bound; none means yes.
+    pub bind: Option<Located<bool>>,
+    /// Whether it is read-only; none means no.
+    pub read_only: Option<Located<bool>>,
+}
+
+/// `[env]`
+#[derive(Debug, Clone, Default)]
+pub struct EnvRules {
+    /// Variables given a value, over the image's; a user's `--env` is stronger.
+    pub set: Vec<SetRule>,
+    /// Directories put before a list such as PATH.
+    pub prepend: Vec<SetRule>,
+    /// Variables that no job sees, whoever set them.
+    pub unset: Vec<NameRule>,
+    /// Variables whose host value reaches the job even where the image sets them or hpcrun would strip them.
+    pub pass: Vec<NameRule>,
+}
+
+/// A variable and its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetRule {
+    /// The variable's name.
+    pub name: String,
+    /// Its value.
+    pub value: Template,
+    /// Where the rule stands.
+    pub at: Position,
+}
+
+/// Names of environment variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameRule {
+    /// Which.
+    pub pattern: NamePattern,
+    /// Where the rule stands.
+    pub at: Position,
+}
+
+/// A variable's name, or all names of a beginning (`SLURM_*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamePattern {
+    /// This name.
+    Exact(String),
+    /// Names that begin so.
+    Prefix(String),
+}
+
+impl NamePattern {
+    /// Whether the name fits.
+    pub fn matches(&self, name: &[u8]) -> bool {
+        match self {
+            NamePattern::Exact(exact) => exact.as_bytes() == name,
+            NamePattern::Prefix(prefix) => name.starts_with(prefix.as_bytes()),
+        }
+    }
+}
+
+/// `[images]`
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    /// Host directories in which image files must lie; none when any will do.
+    pub directories: Option<Listed<PathRule>>,
+    /// Registries from which images may come; none when any will do.
+    pub registries: Option<Listed<RegistryRule>>,
+}
+
+/// A registry, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryRule {
+    /// `host[:port]`, or `*.domain`.
+    pub host: String,
+    /// The beginning of the repository by whole components; empty means all.
+    pub repository: String,
+    /// Where the rule stands.
+    pub at: Position,
+}
+
+/// `[launch]`
+#[derive(Debug, Clone, Default)]
+pub struct LaunchRules {
+    /// Which processes of a node share namespaces; none means those of a step.
+    pub share: Option<Located<Share>>,
+    /// Serving threads of the image server; none means hpcrun's choice.
+    pub server_threads: Option<Located<u64>>,
+}
+
+/// Which processes of a user on a node share one set of namespaces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Share {
+    /// Those of one job step.
+    #[default]
+    Step,
+    /// Those of one job.
+    Job,
+    /// None: each has its own.
+    None,
+}
+
+/// The words for [`Share`] on the command line and in the policy.
+pub const SHARE_WORDS: [(&str, Share); 3] =
+    [("step", Share::Step), ("job", Share::Job), ("none", Share::None)];
+
+/// `[convert]`: limits on a conversion; none means hpcrun's own.
+#[derive(Debug, Clone, Default)]
+pub struct ConvertLimits {
+    /// Uncompressed bytes of an image.
+    pub max_size_bytes: Option<Located<u64>>,
+    /// Entries of an image.
+    pub max_entries: Option<Located<u64>>,
+    /// Compressing threads.
+    pub max_jobs: Option<Located<u64>>,
+}
+
+/// A tree that the site has mounted from an image file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Premounted {
+    /// The image file.
+    pub image: PathBuf,
+    /// Where its tree is.
+    pub directory: PathBuf,
+    /// Where the rule stands.
+    pub at: Position,
+}
