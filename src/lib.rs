@@ -14,6 +14,7 @@ pub mod elf;
 pub mod hint;
 pub mod host;
 pub mod image;
+pub mod launch;
 pub mod mount;
 pub mod policy;
 pub mod squashfs;

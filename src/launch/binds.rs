@@ -1,0 +1,399 @@
+//! Which host paths appear in the new root, where, and who says so. Pure.
+//!
+//! Four parties name binds. Where two name one destination, the stronger wins: forced by the site, then the user, then
+//! offered by the site, then hpcrun's defaults. A user's bind that would cover a forced one is refused, so that nobody
+//! computes with other data than he thinks. The result is sorted: parents before what lies in them.
+
+use std::path::{Path, PathBuf};
+
+use super::plan::PlanError;
+use super::precedence::{check_mount_points, settle};
+use super::request::{BindOption, HomeWish, Request};
+use crate::host::{Host, Kind};
+use crate::mount::graft::Graft;
+use crate::mount::plan::{Access, Need, Op, PlannedOp, Reason};
+use crate::policy::decide::{HostPath, SiteBind, Variables};
+use crate::policy::path::{is_within, normalise};
+use crate::policy::template::Origin;
+use crate::policy::{Policy, Rule};
+
+/// The host's own, in every launch: without them there is no job. A job that replaced `/proc` could feign the kernel's
+/// answers to those who come after it.
+const SYSTEM: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// Files that a network needs and that are this node's, not the image's.
+const NODE_FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+
+/// Directories of an operating system: bound because somebody stands in them, they would hide the image's.
+const SYSTEM_TREES: [&str; 9] =
+    ["/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"];
+
+/// Directories that hold too much to be bound because somebody stands in them; what lies below them is another matter.
+const SYSTEM_PARENTS: [&str; 9] = ["/", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/var"];
+
+/// Variables by which launchers name directories that they share with their ranks.
+const LAUNCHER_DIRECTORIES: [&str; 6] = [
+    "FLUX_JOB_TMPDIR",
+    "PALS_SPOOL_DIR",
+    "PMIX_DSTORE_21_BASE_PATH",
+    "PMIX_DSTORE_ESH_BASE_PATH",
+    "PMIX_SERVER_TMPDIR",
+    "PMIX_SYSTEM_TMPDIR",
+];
+
+/// Who names a bind; the later is the stronger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    /// hpcrun.
+    Default,
+    /// The site, for those who want it.
+    Offered,
+    /// The user.
+    User,
+    /// The site, for everybody.
+    Forced,
+}
+
+/// A bind that is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Resolved host path.
+    pub source: PathBuf,
+    /// In normal form.
+    pub destination: PathBuf,
+    /// Whether the job may write.
+    pub access: Access,
+    /// What if the source goes away before enactment.
+    pub need: Need,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+    /// Who says so.
+    pub party: Party,
+    /// Why, for people.
+    pub reason: Reason,
+}
+
+impl Bind {
+    /// The mount point that the image must have.
+    pub fn graft(&self) -> Graft {
+        if self.is_directory { Graft::Directory } else { Graft::File }
+    }
+
+    /// The op that makes it.
+    pub fn op(&self) -> PlannedOp {
+        let op = Op::Bind {
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            access: self.access,
+            need: self.need,
+        };
+        PlannedOp { op, reason: self.reason.clone() }
+    }
+}
+
+/// The binds of a launch.
+#[derive(Debug, Clone, Default)]
+pub struct Binds {
+    /// Sorted by destination: parents first.
+    pub binds: Vec<Bind>,
+    /// What was left out, and why, for `--explain`.
+    pub notes: Vec<String>,
+}
+
+impl Binds {
+    /// The host path that the new root shows at `path`, which is in normal form; none when the image's own is shown.
+    pub fn shown_at(&self, path: &Path) -> Option<PathBuf> {
+        let bind = nearest(&self.binds, path)?;
+        let rest = path.strip_prefix(&bind.destination).ok()?;
+        // Joining an empty rest would add a slash.
+        Some(if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) })
+    }
+
+    /// Whether the new root shows the host's own `path` at the same place. A name of it that goes through host links
+    /// does not count.
+    pub fn shows(&self, path: &Path) -> bool {
+        self.shown_at(path).is_some_and(|shown| shown == path)
+    }
+}
+
+/// The innermost bind at or above `path`.
+pub(super) fn nearest<'b>(binds: &'b [Bind], path: &Path) -> Option<&'b Bind> {
+    let above = binds.iter().filter(|bind| is_within(path, &bind.destination));
+    above.max_by_key(|bind| bind.destination.components().count())
+}
+
+/// Every host path about which [`gather`] asks [`Host::paths`].
+pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
+    let trusted = host.trusted_variables();
+    let variables = Variables { trusted: &trusted, environment: &host.environment };
+    let mut paths: Vec<PathBuf> = NODE_FILES.iter().map(PathBuf::from).collect();
+    paths.push(PathBuf::from("/tmp"));
+    paths.extend(host.user.home.as_deref().map(|home| normalise(Path::new("/"), home)));
+    paths.extend(host.cwd.clone());
+    paths.extend(launcher_directories(host).map(|(_, path)| path));
+    paths.extend(policy.rule_paths(&variables));
+    // Refusals are found again, and reported, by gather.
+    for bind in policy.site_binds(&variables).map(|(binds, _)| binds).unwrap_or_default() {
+        paths.push(bind.source);
+        paths.push(bind.destination);
+    }
+    for option in &request.binds {
+        let source = source_of(option, host);
+        paths.push(destination_of(option, &source));
+        paths.push(source);
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// Gathers the binds of a launch.
+pub fn gather(request: &Request, policy: &Policy, host: &Host) -> Result<Binds, PlanError> {
+    let trusted = host.trusted_variables();
+    let site =
+        Site { policy, host, variables: Variables { trusted: &trusted, environment: &host.environment } };
+    let (site_binds, mut notes) = policy.site_binds(&site.variables)?;
+    let mut wanted = defaults(host);
+    wanted.extend(home(request, &site, &mut notes));
+    for bind in site_binds {
+        wanted.extend(site.bind(bind, &mut notes)?);
+    }
+    for option in &request.binds {
+        wanted.push(site.user_bind(option)?);
+    }
+    let mut binds = Binds { binds: settle(wanted, policy, &mut notes)?, notes };
+    for (why, directory) in extra_directories(host) {
+        site.add_directory(&mut binds, &why, &directory);
+    }
+    binds.binds.sort_by(|a, b| a.destination.cmp(&b.destination));
+    check_mount_points(&mut binds, host)?;
+    Ok(binds)
+}
+
+/// What is bound whoever asks for whatever.
+fn defaults(host: &Host) -> Vec<Bind> {
+    let system = SYSTEM.iter().map(|path| default_bind(path.into(), path.into(), true, Need::Required));
+    let tmp = present(host, Path::new("/tmp"), true);
+    let files = NODE_FILES.iter().filter_map(|path| present(host, Path::new(path), false));
+    system.chain(tmp).chain(files).collect()
+}
+
+/// A default bind of `path` onto itself, if the host has it and it is of the right kind.
+fn present(host: &Host, path: &Path, is_directory: bool) -> Option<Bind> {
+    let fact = host.paths.get(path)?;
+    let wanted = if is_directory { Kind::Directory } else { Kind::File };
+    (fact.kind == wanted)
+        .then(|| default_bind(fact.resolved.clone(), path.to_owned(), is_directory, Need::Optional))
+}
+
+fn default_bind(source: PathBuf, destination: PathBuf, is_directory: bool, need: Need) -> Bind {
+    Bind {
+        source,
+        destination,
+        access: Access::ReadWrite,
+        need,
+        is_directory,
+        party: Party::Default,
+        reason: Reason::Default,
+    }
+}
+
+/// The home directory, onto its own name in the user database.
+fn home(request: &Request, site: &Site<'_>, notes: &mut Vec<String>) -> Option<Bind> {
+    let (wanted, read_only, rule) = site.policy.home();
+    let by_site = rule.map(reason_of);
+    if request.home == HomeWish::LeaveOut {
+        notes.push("home directory left out (--no-home)".to_owned());
+        return None;
+    }
+    if !wanted {
+        let why = by_site.unwrap_or(Reason::Default);
+        notes.push(format!("home directory left out ({why})"));
+        return None;
+    }
+    let home = site.host.user.home.as_deref().map(|home| normalise(Path::new("/"), home))?;
+    let mut bind = present(site.host, &home, true).or_else(|| {
+        notes.push(format!("home directory {} left out: {}", home.display(), why_absent(site.host, &home)));
+        None
+    })?;
+    if is_operating_system(&home) && home != Path::new("/root") {
+        notes.push(format!("home directory {} left out: it would hide the image's", home.display()));
+        return None;
+    }
+    if !site.host.user.known
+        && let Err(refusal) = site.judge(home.as_os_str(), &bind.source)
+    {
+        notes.push(format!("home directory left out: {refusal}"));
+        return None;
+    }
+    if read_only {
+        bind.access = Access::ReadOnly;
+    }
+    bind.reason = by_site.unwrap_or(Reason::Default);
+    Some(bind)
+}
+
+fn why_absent(host: &Host, path: &Path) -> String {
+    match host.paths.get(path).map(|fact| &fact.kind) {
+        Some(Kind::Unreachable(why)) => why.clone(),
+        Some(Kind::File) => "it is not a directory".to_owned(),
+        Some(Kind::Directory) => "it is a directory".to_owned(),
+        Some(Kind::Missing) | None => format!("it does not exist on {}", host.hostname.display()),
+    }
+}
+
+/// The policy with what it needs to judge.
+struct Site<'a> {
+    policy: &'a Policy,
+    host: &'a Host,
+    variables: Variables<'a>,
+}
+
+impl Site<'_> {
+    /// What the policy says to a user's bind.
+    fn judge(
+        &self,
+        typed: &std::ffi::OsStr,
+        resolved: &Path,
+    ) -> Result<Option<Rule>, crate::policy::Refusal> {
+        let resolve = |path: &Path| self.host.resolved(path);
+        self.policy.user_bind(HostPath { typed, resolved }, &self.variables, &resolve)
+    }
+
+    /// A site's bind, unless it is optional and its source is not there.
+    fn bind(&self, bind: SiteBind, notes: &mut Vec<String>) -> Result<Option<Bind>, PlanError> {
+        let reason = reason_of(bind.rule.clone());
+        let fact = self.host.paths.get(&bind.source);
+        let is_directory = match fact.map(|fact| &fact.kind) {
+            Some(Kind::Directory) => true,
+            Some(Kind::File) => false,
+            _ if bind.optional => {
+                let why = why_absent(self.host, &bind.source);
+                notes.push(format!("{} left out: {why} ({reason})", bind.source.display()));
+                return Ok(None);
+            }
+            _ => {
+                let why = why_absent(self.host, &bind.source);
+                return Err(PlanError::SiteSource { path: bind.source, reason, why });
+            }
+        };
+        let source = self.host.resolved(&bind.source);
+        if bind.origin == Origin::Environment {
+            // The user's environment chose the path: the rule is the site's and the wish is the user's.
+            if let Err(refusal) = self.judge(bind.source.as_os_str(), &source) {
+                notes.push(format!("{} left out: {refusal}", bind.source.display()));
+                return if bind.optional { Ok(None) } else { Err(refusal.into()) };
+            }
+        }
+        check_destination(&bind.destination, &reason)?;
+        Ok(Some(Bind {
+            source,
+            destination: bind.destination,
+            access: if bind.read_only { Access::ReadOnly } else { Access::ReadWrite },
+            need: if bind.optional { Need::Optional } else { Need::Required },
+            is_directory,
+            party: if bind.forced { Party::Forced } else { Party::Offered },
+            reason,
+        }))
+    }
+
+    /// A user's `--bind`.
+    fn user_bind(&self, option: &BindOption) -> Result<Bind, PlanError> {
+        let path = source_of(option, self.host);
+        let reason = Reason::Flag(format!("--bind {}", option.typed.display()));
+        let is_directory = match self.host.paths.get(&path).map(|fact| &fact.kind) {
+            Some(Kind::Directory) => true,
+            Some(Kind::File) => false,
+            Some(Kind::Unreachable(why)) => {
+                return Err(PlanError::BindSource { path, option: reason, why: why.clone() });
+            }
+            Some(Kind::Missing) | None => {
+                let why = format!("it does not exist on {}", self.host.hostname.display());
+                return Err(PlanError::BindSource { path, option: reason, why });
+            }
+        };
+        let source = self.host.resolved(&path);
+        self.judge(option.spec.source.as_os_str(), &source)?;
+        let destination = destination_of(option, &path);
+        check_destination(&destination, &reason)?;
+        Ok(Bind {
+            source,
+            destination,
+            access: if option.spec.read_only { Access::ReadOnly } else { Access::ReadWrite },
+            need: Need::Required,
+            is_directory,
+            party: Party::User,
+            reason,
+        })
+    }
+
+    /// Adds a directory that should be seen where the host has it, if nothing stands against it.
+    fn add_directory(&self, binds: &mut Binds, why: &Reason, directory: &Path) {
+        let Some(mut bind) = present(self.host, directory, true) else {
+            return;
+        };
+        if binds.shows(directory) || binds.shown_at(directory).is_some_and(|shown| shown == bind.source) {
+            return;
+        }
+        let left_out = match nearest(&binds.binds, directory) {
+            Some(above) if above.party > Party::Default => Some(format!("inside a bind ({})", above.reason)),
+            _ if is_operating_system(directory) => Some("it would hide the image's".to_owned()),
+            _ => self.judge(directory.as_os_str(), &bind.source).err().map(|refusal| refusal.to_string()),
+        };
+        match left_out {
+            Some(because) => binds.notes.push(format!("{} ({why}) left out: {because}", directory.display())),
+            None => {
+                bind.reason = why.clone();
+                binds.binds.push(bind);
+            }
+        }
+    }
+}
+
+/// The working directory and the launcher's directories, with the reason of each.
+fn extra_directories(host: &Host) -> Vec<(Reason, PathBuf)> {
+    let cwd = host.cwd.clone().map(|cwd| (Reason::Host("working directory".to_owned()), cwd));
+    let launcher = launcher_directories(host).map(|(name, path)| (Reason::Host(name.to_owned()), path));
+    cwd.into_iter().chain(launcher).collect()
+}
+
+fn launcher_directories(host: &Host) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
+    LAUNCHER_DIRECTORIES.iter().filter_map(|name| {
+        let path = PathBuf::from(host.variable(name)?);
+        path.is_absolute().then(|| (*name, normalise(Path::new("/"), &path)))
+    })
+}
+
+/// Whether a directory is the operating system's rather than somebody's.
+fn is_operating_system(path: &Path) -> bool {
+    SYSTEM_PARENTS.iter().any(|parent| path == Path::new(parent))
+        || SYSTEM_TREES.iter().chain(&SYSTEM).any(|tree| is_within(path, Path::new(tree)))
+}
+
+/// The host path of a `--bind`, absolute and not resolved.
+fn source_of(option: &BindOption, host: &Host) -> PathBuf {
+    let source = Path::new(&option.spec.source);
+    match &host.cwd {
+        Some(cwd) => cwd.join(source),
+        None => Path::new("/").join(source),
+    }
+}
+
+fn destination_of(option: &BindOption, source: &Path) -> PathBuf {
+    normalise(Path::new("/"), option.spec.destination.as_ref().map_or(source, Path::new))
+}
+
+/// Refuses destinations that are the host's in every launch.
+fn check_destination(destination: &Path, reason: &Reason) -> Result<(), PlanError> {
+    let below = |tree: &str| is_within(destination, Path::new(tree));
+    let taken =
+        destination == Path::new("/") || destination == Path::new("/dev") || below("/proc") || below("/sys");
+    if taken {
+        return Err(PlanError::Destination { path: destination.to_owned(), reason: reason.clone() });
+    }
+    Ok(())
+}
+
+fn reason_of(rule: Rule) -> Reason {
+    Reason::Policy { file: rule.file, line: rule.line }
+}

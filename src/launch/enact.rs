@@ -1,0 +1,377 @@
+//! Enacts a launch plan: joins or makes the namespaces and the root, and becomes the job.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::hint::Hint;
+use crate::launch::job::Job;
+use crate::launch::plan::LaunchPlan;
+use crate::launch::share::{self, Group, ShareError};
+use crate::mount::Filesystem;
+use crate::mount::enact::{self as mounts, MountError, Served};
+use crate::mount::graft::Grafts;
+use crate::mount::server::{self, AtEnd, ServerOptions};
+use crate::sys::namespace::{self, NamespaceIds, Namespaces};
+use crate::sys::path::PathFd;
+use crate::sys::privilege::{self, Privileges};
+use crate::sys::{self, fuse};
+
+/// What happens on the way to the job.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// An op of the mount plan.
+    Mount(mounts::Event<'a>),
+    /// The namespaces of another rank are joined; no op is done.
+    Joined {
+        /// That rank's process.
+        pid: i32,
+    },
+    /// Ranks cannot share: this one goes on alone, and MPI inside a node may be slow or fail. Worth a warning.
+    NotShared {
+        /// Why.
+        cause: &'a ShareError,
+    },
+}
+
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Mount(event) => event.fmt(f),
+            Event::Joined { pid } => write!(f, "join the namespaces of process {pid}"),
+            Event::NotShared { cause } => {
+                write!(f, "ranks do not share namespaces: {cause}")?;
+                match std::error::Error::source(cause) {
+                    Some(source) => write!(f, ": {source}"),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Why the process did not become the job.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnactError {
+    /// hpcrun is installed with more rights than it wants.
+    #[error("hpcrun was started with more rights than its caller has")]
+    Elevated,
+    /// The process has threads: a mistake of hpcrun.
+    #[error("cannot create namespaces with {threads} threads")]
+    Threads {
+        /// How many.
+        threads: usize,
+    },
+    /// The kernel takes no zero byte there.
+    #[error("{what} holds a zero byte")]
+    NulByte {
+        /// Where.
+        what: String,
+    },
+    /// The process cannot be looked at.
+    #[error("cannot inspect the own process")]
+    Inspect {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// No user namespace.
+    #[error("cannot create a user namespace")]
+    UserNamespace {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// No id map.
+    #[error("cannot map user {uid} and group {gid}")]
+    MapIds {
+        /// The job's user id.
+        uid: u32,
+        /// The job's group id.
+        gid: u32,
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// The image cannot be mounted without it.
+    #[error("cannot open the FUSE device")]
+    OpenFuse {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// The image server did not start.
+    #[error("cannot start the image server")]
+    StartServer {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// The new root could not be built.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Privilege could not be dropped.
+    #[error("cannot drop privileges")]
+    Privileges {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// Privilege was dropped, and yet the kernel says that some is left.
+    #[error("privileges are left after dropping all: {held}")]
+    PrivilegesLeft {
+        /// What the kernel says.
+        held: Privileges,
+    },
+    /// None of the working directories can be entered.
+    #[error("cannot enter the working directory {}", .directory.display())]
+    WorkingDirectory {
+        /// The first choice.
+        directory: PathBuf,
+        /// The refusal of the first choice.
+        source: sys::Error,
+    },
+    /// `SIGPIPE` could not be set back.
+    #[error("cannot restore signals")]
+    Signals {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// There is no such program: exit status 127.
+    #[error("{} not found{}", .program.display(), searched_text(.searched.as_deref()))]
+    NotFound {
+        /// As the plan has it.
+        program: OsString,
+        /// For a bare name, the directories that it was looked for in, joined by `:`.
+        searched: Option<String>,
+    },
+    /// The program is there and cannot be executed: exit status 126.
+    #[error("cannot execute {}: {reason}", .program.display())]
+    NotExecutable {
+        /// The file.
+        program: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+}
+
+fn searched_text(searched: Option<&str>) -> String {
+    match searched {
+        Some("") => " (there is no PATH to look in)".to_owned(),
+        Some(directories) => format!(" in {directories}"),
+        None => String::new(),
+    }
+}
+
+impl EnactError {
+    /// The exit status that says what happened, as env(1) and Docker have it: 126 not executable, 127 not found, 125
+    /// anything else that kept the job from starting.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            EnactError::NotExecutable { .. } => 126,
+            EnactError::NotFound { .. } => 127,
+            _ => 125,
+        }
+    }
+}
+
+/// Becomes the job of `plan`: same process, with the plan's root, no privilege, the plan's environment and everything
+/// else as it was. Returns only if that fails; the process then is somewhere on the way and can only report and exit.
+///
+/// `image` is the root's file, `grafts` the plan's additions to it; neither is used if another rank's namespaces are
+/// joined or the root is mounted already. `observer` hears what is done just before it is done. The caller has one
+/// thread.
+pub fn enact(
+    plan: LaunchPlan,
+    image: Option<Filesystem>,
+    grafts: Grafts,
+    observer: &mut dyn FnMut(Event<'_>),
+) -> Result<Infallible, EnactError> {
+    require_plain_process()?;
+    let job = Job::prepare(&plan)?;
+    let mut group = plan.share.as_ref().and_then(|key| heard(Group::open(key, plan.uid), observer));
+    let namespaces = enter(&plan, image, grafts, group.as_mut(), observer)?;
+    if let Some(group) = group {
+        heard(group.register(std::process::id().cast_signed(), namespaces), observer);
+    }
+    job.run()
+}
+
+/// Enters the group's namespaces, or else new ones with a new root. Takes image and grafts in either case: nothing of
+/// ours may be open any more when the job's paths are looked up.
+fn enter(
+    plan: &LaunchPlan,
+    image: Option<Filesystem>,
+    grafts: Grafts,
+    group: Option<&mut Group>,
+    observer: &mut dyn FnMut(Event<'_>),
+) -> Result<NamespaceIds, EnactError> {
+    match group.and_then(|group| join(group, observer)) {
+        Some(namespaces) => Ok(namespaces),
+        None => create(plan, image, grafts, observer),
+    }
+}
+
+/// The value, or none after telling the observer that ranks cannot share.
+fn heard<T>(result: Result<T, ShareError>, observer: &mut dyn FnMut(Event<'_>)) -> Option<T> {
+    result.inspect_err(|cause| observer(Event::NotShared { cause })).ok()
+}
+
+/// Joins the group's namespaces, if any of its members lives.
+fn join(group: &mut Group, observer: &mut dyn FnMut(Event<'_>)) -> Option<NamespaceIds> {
+    match heard(group.join(), observer)? {
+        Some((pid, namespaces)) => {
+            observer(Event::Joined { pid });
+            Some(namespaces)
+        }
+        None => {
+            group.sweep();
+            None
+        }
+    }
+}
+
+/// Makes the namespaces and, in them, the root.
+fn create(
+    plan: &LaunchPlan,
+    image: Option<Filesystem>,
+    grafts: Grafts,
+    observer: &mut dyn FnMut(Event<'_>),
+) -> Result<NamespaceIds, EnactError> {
+    let inspect = |source| EnactError::Inspect { source };
+    // Opened while /proc is the host's: what the new root has there is not for us to trust.
+    let process = PathFd::open_directory(Path::new("/proc/self")).map_err(inspect)?;
+    namespace::unshare_user().map_err(|source| EnactError::UserNamespace { source })?;
+    let (uid, gid) = (plan.uid, plan.gid);
+    namespace::map_ids(&process, uid, gid).map_err(|source| EnactError::MapIds { uid, gid, source })?;
+    let served = match image {
+        Some(image) => Some(serve(plan, image, grafts)?),
+        None => None,
+    };
+    mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
+    Ok(Namespaces::of(&process).map_err(inspect)?.ids())
+}
+
+/// Starts the image server, which stays in the host's mount namespace: so the mount ends with the job's last process,
+/// and the server with the mount.
+fn serve(plan: &LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Served, EnactError> {
+    let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
+    let options = ServerOptions { threads: plan.server_threads };
+    let registry = plan.share.clone();
+    let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
+    let server = server::start_until(image, grafts, &device, options, at_end)
+        .map_err(|source| EnactError::StartServer { source })?;
+    Ok(Served { fuse: device, server, uid: plan.uid, gid: plan.gid })
+}
+
+/// A setuid hpcrun would hand its rights to the image; threads make the kernel refuse user namespaces, with `EINVAL`.
+fn require_plain_process() -> Result<(), EnactError> {
+    if privilege::is_elevated() {
+        return Err(EnactError::Elevated);
+    }
+    match namespace::thread_count().map_err(|source| EnactError::Inspect { source })? {
+        1 => Ok(()),
+        threads => Err(EnactError::Threads { threads }),
+    }
+}
+
+impl Hint for EnactError {
+    fn hints(&self) -> Vec<String> {
+        let hint = match self {
+            EnactError::Mount(error) => return error.hints(),
+            EnactError::UserNamespace { source } => return user_namespace_hints(source.errno),
+            EnactError::OpenFuse { source } => return fuse_hints(source.errno),
+            EnactError::MapIds { .. } => {
+                "hpcrun maps your own user and group id only, which every kernel since 3.19 allows; a security module \
+                 may forbid it: run 'hpcrun doctor'"
+            }
+            EnactError::Elevated => {
+                "hpcrun needs no privilege: an admin removes its setuid bit and file capabilities ('chmod ug-s', \
+                 'setcap -r')"
+            }
+            EnactError::WorkingDirectory { .. } => "choose another one with --cwd, or bind it with --bind",
+            EnactError::StartServer { source } if source.errno == Errno::EAGAIN => {
+                "the limit of processes is too low; see 'ulimit -u'"
+            }
+            _ => return Vec::new(),
+        };
+        vec![hint.to_owned()]
+    }
+}
+
+fn user_namespace_hints(errno: Errno) -> Vec<String> {
+    let hint = match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "this node forbids user namespaces to ordinary users: an admin allows them with 'sysctl \
+             kernel.unprivileged_userns_clone=1' (Debian), an AppArmor profile for hpcrun or \
+             kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); inside another container its seccomp profile \
+             must allow unshare"
+        }
+        Errno::ENOSPC => {
+            "the limit of user namespaces is reached, or 0 on this node: an admin raises it with 'sysctl \
+             user.max_user_namespaces=63414' (RHEL, SLES)"
+        }
+        Errno::EUSERS => "user namespaces are nested too deep: the kernel allows 32 levels",
+        Errno::ENOSYS | Errno::EINVAL => "this kernel has no user namespaces (CONFIG_USER_NS)",
+        Errno::ENOMEM => "this node is out of memory",
+        _ => return Vec::new(),
+    };
+    vec![hint.to_owned(), "run 'hpcrun doctor' to see what this node allows".to_owned()]
+}
+
+fn fuse_hints(errno: Errno) -> Vec<String> {
+    let hint = match errno {
+        Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => {
+            "this node has not loaded FUSE: an admin runs 'modprobe fuse' (and names it in \
+             /etc/modules-load.d to keep it); inside another container, pass the device to that (--device /dev/fuse)"
+        }
+        Errno::EACCES | Errno::EPERM => {
+            "/dev/fuse is closed to you: an admin runs 'chmod 0666 /dev/fuse', as udev does by default"
+        }
+        _ => return Vec::new(),
+    };
+    vec![hint.to_owned()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(errno: Errno) -> sys::Error {
+        sys::Error::new("call()", errno)
+    }
+
+    #[track_caller]
+    fn check_hint(error: &EnactError, expected: &str) {
+        let hints = error.hints().join("\n");
+        assert!(hints.contains(expected), "{error}: {hints}");
+        assert!(!hints.contains("  ") && !hints.ends_with('.'), "{hints}");
+    }
+
+    #[test]
+    fn hints_name_the_remedy() {
+        let userns = |errno| EnactError::UserNamespace { source: refused(errno) };
+        check_hint(&userns(Errno::EPERM), "kernel.apparmor_restrict_unprivileged_userns");
+        check_hint(&userns(Errno::EPERM), "kernel.unprivileged_userns_clone");
+        check_hint(&userns(Errno::ENOSPC), "user.max_user_namespaces");
+        let fuse = |errno| EnactError::OpenFuse { source: refused(errno) };
+        check_hint(&fuse(Errno::ENOENT), "modprobe fuse");
+        check_hint(&fuse(Errno::EACCES), "chmod 0666 /dev/fuse");
+        check_hint(&EnactError::Elevated, "setcap -r");
+    }
+
+    #[test]
+    fn exit_statuses_are_those_of_env() {
+        let not_found = EnactError::NotFound { program: "x".into(), searched: Some("/bin".to_owned()) };
+        assert_eq!((not_found.exit_status(), not_found.to_string().as_str()), (127, "x not found in /bin"));
+        let not_executable = EnactError::NotExecutable {
+            program: "/x".into(),
+            reason: "it is a directory".to_owned(),
+            source: refused(Errno::EACCES),
+        };
+        assert_eq!(not_executable.exit_status(), 126);
+        assert_eq!(not_executable.to_string(), "cannot execute /x: it is a directory");
+        assert_eq!(EnactError::Threads { threads: 2 }.exit_status(), 125);
+    }
+}

@@ -1,0 +1,22 @@
+//! Request + image config + policy + host facts into a [`plan::LaunchPlan`]; enacting it; becoming the job.
+
+pub mod binds;
+pub mod command;
+pub mod enact;
+pub mod env;
+pub mod env_names;
+pub mod error;
+pub mod explain;
+pub mod identity;
+mod job;
+pub mod plan;
+pub mod precedence;
+mod program;
+pub mod request;
+pub mod resolve;
+pub mod share;
+pub mod share_key;
+
+pub use plan::{ImageFacts, LaunchPlan, PlanError, paths_to_probe, plan};
+pub use request::Request;
+pub use resolve::resolve;

@@ -1,0 +1,358 @@
+//! The launch plan: every decision, made before the first namespace exists.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::binds::{self, Binds};
+use super::command::{self, Command};
+use super::env::{self, Circumstances, JobEnv};
+pub use super::error::PlanError;
+use super::explain::About;
+use super::identity;
+use super::request::{Request, Verb};
+use super::share_key::{describe_share, share_key, share_scope};
+use crate::host::{Host, Kind};
+use crate::image::config::ImageConfig;
+use crate::mount::graft::Graft;
+use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource};
+use crate::policy::Policy;
+use crate::policy::decide::{HostPath, Variables};
+use crate::policy::path::{is_within, normalise};
+
+/// Serving threads beyond which readers of one image wait for its file and not for the server.
+const DEFAULT_SERVER_THREADS: usize = 8;
+
+/// Everything a launch will do.
+#[derive(Debug, Clone)]
+pub struct LaunchPlan {
+    /// The new root.
+    pub mount: MountPlan,
+    /// Additions to the image's tree, absolute paths; binds' mount points included.
+    pub grafts: Vec<(PathBuf, Graft)>,
+    /// The job's user id, the only one mapped.
+    pub uid: u32,
+    /// The job's group id, the only one mapped.
+    pub gid: u32,
+    /// The job's whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directories to try in order; the first that exists in the new root is taken.
+    pub cwd: Vec<PathBuf>,
+    /// What to exec: a path with a slash as it is, a bare name looked up in `search`.
+    pub program: OsString,
+    /// `argv`, `argv[0]` included.
+    pub argv: Vec<OsString>,
+    /// Directories of the image's PATH, for a bare `program`.
+    pub search: Vec<PathBuf>,
+    /// Ranks with equal keys share one set of namespaces on a node; none when each process has its own.
+    pub share: Option<ShareKey>,
+    /// Serving threads of the image server.
+    pub server_threads: usize,
+    /// What `--explain` says beyond the above.
+    pub about: About,
+}
+
+/// What must be equal for two ranks to share namespaces: where the registry file lies and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareKey {
+    /// Directory of this user's registry files, to be made with mode 0700 and checked.
+    pub directory: PathBuf,
+    /// File name: hex of a hash over user, image, plan, scope and namespaces.
+    pub name: String,
+}
+
+/// The image file, as far as a plan depends on it.
+#[derive(Debug, Clone, Default)]
+pub struct ImageFacts {
+    /// The image file as the user named it.
+    pub typed: PathBuf,
+    /// The same, absolute and without links.
+    pub path: PathBuf,
+    /// The file's size in bytes.
+    pub size_bytes: u64,
+    /// What makes two openings the same file.
+    pub file: FileId,
+    /// The image's digest, if its trailer has one.
+    pub digest: Option<String>,
+    /// Its compressor, for people: `zstd`.
+    pub compression: String,
+    /// Its config; a file without one has the default.
+    pub config: ImageConfig,
+    /// The image's `/etc/passwd`, when it is a regular file of at most [`identity::IDENTITY_FILE_LIMIT_BYTES`].
+    pub passwd: Option<Vec<u8>>,
+    /// The image's `/etc/group`, likewise.
+    pub group: Option<Vec<u8>>,
+    /// Those of [`command::shell_candidates`] that the image has, best first.
+    pub shells: Vec<PathBuf>,
+}
+
+/// A file by what the kernel says of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileId {
+    /// Device.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Time of the last change of its contents, nanoseconds since 1970.
+    pub modified_ns: i128,
+}
+
+/// Every host path that [`plan`] wants to find in [`Host::paths`].
+pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
+    let mut paths = binds::paths_to_probe(request, policy, host);
+    paths.extend(policy.rules().premounted.iter().map(|tree| tree.directory.clone()));
+    paths
+}
+
+/// Decides a launch. Data in, data out; `host` knows the paths of [`paths_to_probe`].
+pub fn plan(
+    request: &Request,
+    image: &ImageFacts,
+    policy: &Policy,
+    host: &Host,
+) -> Result<LaunchPlan, PlanError> {
+    check_host(host)?;
+    check_image(image, policy, host)?;
+    let mut binds = binds::gather(request, policy, host)?;
+    let (root, root_reason) = root(image, policy, host, &mut binds.notes);
+    check_fuse(&root, host)?;
+    let (cwd, cwd_reason) = working_directories(request, &image.config, &binds, host)?;
+    let scope = share_scope(request, policy, host);
+    let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
+    let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks)?;
+    let Command { program, argv, image_field } =
+        command::command(&request.verb, &image.config, &image.shells, host)?;
+    let grafts = match &root {
+        RootSource::Image(_) => grafts(image, host, &binds)?,
+        // The kernel serves that tree: nothing can be added to it.
+        RootSource::Premounted(_) => Vec::new(),
+    };
+    let mount = mount_plan(root, root_reason, &binds);
+    let path = job_env.variables.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
+    let search = command::search_path(path);
+    let server_threads = server_threads(policy, host);
+    let share = scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts));
+    let about = About {
+        image: describe(image),
+        env_changes: job_env.changes,
+        cwd_reason,
+        exec_reason: exec_reason(&request.verb, image_field),
+        share: describe_share(scope.as_deref(), host, unshared_ranks),
+        warnings: elsewhere(request, &cwd, host).into_iter().collect(),
+        forced: forced(&binds),
+        notes: notes_on(binds.notes, host),
+    };
+    Ok(LaunchPlan {
+        mount,
+        grafts,
+        uid: host.user.uid,
+        gid: host.user.gid,
+        env: job_env.variables,
+        cwd,
+        program,
+        argv,
+        search,
+        share,
+        server_threads,
+        about,
+    })
+}
+
+fn check_host(host: &Host) -> Result<(), PlanError> {
+    let (uid, effective_uid) = (host.user.uid, host.user.effective_uid);
+    if uid != effective_uid {
+        return Err(PlanError::Setuid { uid, effective_uid });
+    }
+    match host.features.userns.why_not() {
+        Some(why) => Err(PlanError::UserNamespaces { why: why.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// A premounted tree needs no image server.
+fn check_fuse(root: &RootSource, host: &Host) -> Result<(), PlanError> {
+    match (root, host.features.fuse.why_not()) {
+        (RootSource::Image(_), Some(why)) => Err(PlanError::Fuse { why: why.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+fn check_image(image: &ImageFacts, policy: &Policy, host: &Host) -> Result<(), PlanError> {
+    let trusted = host.trusted_variables();
+    let variables = Variables { trusted: &trusted, environment: &host.environment };
+    let path = HostPath { typed: image.typed.as_os_str(), resolved: &image.path };
+    policy.image_file(path, &variables, &|path: &Path| host.resolved(path))?;
+    Ok(())
+}
+
+/// The image file, or the tree that the site has mounted from it, where it has.
+fn root(image: &ImageFacts, policy: &Policy, host: &Host, notes: &mut Vec<String>) -> (RootSource, Reason) {
+    let served = (RootSource::Image(image.path.clone()), Reason::Default);
+    let Some((tree, rule)) = policy.premounted(&image.path) else {
+        return served;
+    };
+    let reason = Reason::Policy { file: rule.file, line: rule.line };
+    match host.paths.get(&tree.directory) {
+        Some(fact) if fact.kind == Kind::Directory => (RootSource::Premounted(fact.resolved.clone()), reason),
+        _ => {
+            notes.push(format!("no tree at {} ({reason}): the image is served", tree.directory.display()));
+            served
+        }
+    }
+}
+
+fn mount_plan(root: RootSource, reason: Reason, binds: &Binds) -> MountPlan {
+    let mut ops = vec![PlannedOp { op: Op::Root(root), reason }];
+    ops.extend(binds.binds.iter().map(binds::Bind::op));
+    ops.push(PlannedOp { op: Op::PivotRoot, reason: Reason::Default });
+    MountPlan { ops }
+}
+
+/// What the image server adds: a mount point for every bind, and the files that say who runs and when.
+fn grafts(image: &ImageFacts, host: &Host, binds: &Binds) -> Result<Vec<(PathBuf, Graft)>, PlanError> {
+    let mut grafts: Vec<(PathBuf, Graft)> =
+        binds.binds.iter().map(|bind| (bind.destination.clone(), bind.graft())).collect();
+    let shell = image.shells.first().map_or(Path::new("/bin/sh"), PathBuf::as_path);
+    let passwd = identity::passwd(image.passwd.as_deref(), &host.user, shell)?;
+    let group = identity::group(image.group.as_deref(), &host.user)?;
+    // A bind would follow the link that /etc/localtime is and cover a zone of the image with another.
+    let localtime = host.localtime.clone();
+    let files = [("/etc/passwd", Some(passwd)), ("/etc/group", Some(group)), ("/etc/localtime", localtime)];
+    for (path, content) in files {
+        let Some(content) = content else {
+            continue;
+        };
+        if binds.shown_at(Path::new(path)).is_none() {
+            grafts.push((PathBuf::from(path), Graft::Content { mode: 0o644, content: Arc::from(content) }));
+        }
+    }
+    Ok(grafts)
+}
+
+/// Where the job starts, best first, and why.
+fn working_directories(
+    request: &Request,
+    config: &ImageConfig,
+    binds: &Binds,
+    host: &Host,
+) -> Result<(Vec<PathBuf>, Reason), PlanError> {
+    let root = Path::new("/");
+    if let Some(path) = &request.cwd {
+        let error = |why| Err(PlanError::Cwd { path: path.clone(), why });
+        if !path.is_absolute() {
+            return error("it is not an absolute path");
+        }
+        let path = normalise(root, path);
+        if is_inside_proc(&path) {
+            return error("what lies below /proc may lead out of the new root");
+        }
+        return Ok((vec![path], Reason::Flag("--cwd".to_owned())));
+    }
+    let hosts = host.cwd.clone().filter(|cwd| binds.shows(cwd));
+    let hosts = hosts.map(|path| (path, Reason::Host("working directory".to_owned())));
+    // Docker takes a relative one from the root. An image that names /proc/self/fd/N wants a directory that was left
+    // open: it gets none.
+    let images = Some(config.working_dir.as_str()).filter(|path| !path.is_empty());
+    let images = images.map(|path| normalise(root, Path::new(path))).filter(|path| !is_inside_proc(path));
+    let images = images.map(|path| (path, Reason::Image("WorkingDir")));
+    // What the image was made to run may be named relative to its own directory.
+    let choices = if is_run(request) { [images, hosts] } else { [hosts, images] };
+    let choices: Vec<(PathBuf, Reason)> = choices.into_iter().flatten().collect();
+    let reason = choices.first().map_or(Reason::Default, |(_, reason)| reason.clone());
+    let mut candidates: Vec<PathBuf> = choices.into_iter().map(|(path, _)| path).collect();
+    candidates.push(root.to_owned());
+    candidates.dedup();
+    Ok((candidates, reason))
+}
+
+fn is_run(request: &Request) -> bool {
+    matches!(request.verb, Verb::Run { .. })
+}
+
+/// The warning that relative paths of the command line will not mean what they do here.
+fn elsewhere(request: &Request, cwd: &[PathBuf], host: &Host) -> Option<String> {
+    let own = host.cwd.as_ref()?;
+    let first = cwd.first()?;
+    let is_meant = request.cwd.is_some() || is_run(request) || own == first || own == Path::new("/");
+    let text = || format!("{} is not in the new root: the job starts in {}", own.display(), first.display());
+    (!is_meant).then(text)
+}
+
+fn is_inside_proc(path: &Path) -> bool {
+    is_within(path, Path::new("/proc")) && path != Path::new("/proc")
+}
+
+fn make_env(
+    request: &Request,
+    image: &ImageFacts,
+    policy: &Policy,
+    host: &Host,
+    binds: &Binds,
+    cwd: &[PathBuf],
+    unshared_ranks: bool,
+) -> Result<JobEnv, PlanError> {
+    let first = cwd.first().filter(|first| Some(*first) == host.cwd.as_ref());
+    let circumstances = Circumstances {
+        image: &image.path,
+        shell: image.shells.first().map(PathBuf::as_path),
+        binds,
+        cwd: first.map(PathBuf::as_path),
+        unshared_ranks,
+    };
+    Ok(env::job_env(request, &image.config, policy, host, &circumstances)?)
+}
+
+fn server_threads(policy: &Policy, host: &Host) -> usize {
+    let chosen = policy.rules().launch.server_threads.as_ref().map(|threads| threads.value);
+    let chosen = chosen.and_then(|threads| usize::try_from(threads).ok());
+    chosen.unwrap_or_else(|| host.cpus.clamp(1, DEFAULT_SERVER_THREADS))
+}
+
+/// The image in a line: `astro.sqsh  sha256:9f3c...  (linux/amd64, zstd, 1.2 GiB)`.
+fn describe(image: &ImageFacts) -> String {
+    let mut parts = Vec::new();
+    if !image.config.os.is_empty() || !image.config.architecture.is_empty() {
+        parts.push(format!("{}/{}", image.config.os, image.config.architecture));
+    }
+    if !image.compression.is_empty() {
+        parts.push(image.compression.clone());
+    }
+    parts.push(size(image.size_bytes));
+    let digest = image.digest.as_ref().map(|digest| format!("  {digest}")).unwrap_or_default();
+    format!("{}{digest}  ({})", image.path.display(), parts.join(", "))
+}
+
+/// A size with three digits or so: `1.2 GiB`.
+fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => {
+            let tenths = (u128::from(bytes) * 10 + u128::from(*unit) / 2) / u128::from(*unit);
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} B"),
+    }
+}
+
+fn exec_reason(verb: &Verb, image_field: Option<&'static str>) -> Reason {
+    match (image_field, verb) {
+        (Some(field), _) => Reason::Image(field),
+        (None, Verb::Shell) => Reason::Default,
+        (None, _) => Reason::Flag("command line".to_owned()),
+    }
+}
+
+fn notes_on(mut notes: Vec<String>, host: &Host) -> Vec<String> {
+    if let Some(why) = host.features.pidfd_setns.why_not() {
+        notes.push(format!("ranks join each namespace by itself: {why}"));
+    }
+    if let Some(why) = host.features.fuse_resend.why_not() {
+        notes.push(format!("reads in flight fail if the image server is killed: {why}"));
+    }
+    notes
+}
+
+fn forced(binds: &Binds) -> Vec<PathBuf> {
+    let forced = binds.binds.iter().filter(|bind| bind.party == binds::Party::Forced);
+    forced.map(|bind| bind.destination.clone()).collect()
+}
