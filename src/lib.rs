@@ -9,6 +9,7 @@
 //!
 //! The module map, who may import whom and the invariants are in `ARCHITECTURE.md`; `tests/it/tidy.rs` asserts them.
 
+pub mod cli;
 pub mod convert;
 pub mod elf;
 pub mod hint;

@@ -1,0 +1,277 @@
+//! The command line as typed; values are validated here, nothing is done here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Turn a Docker/OCI image into one squashfs file and run HPC jobs from it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hpcrun",
+    version,
+    disable_help_subcommand = true,
+    propagate_version = true,
+    max_term_width = 110
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+
+    /// Say more: what is done and why (twice: every detail)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Say only errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+}
+
+/// The verbs, in the order of use.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Turn an image into one image file
+    ///
+    /// SOURCE is docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST], docker-archive:FILE[:REF], oci-archive:FILE[:REF]
+    /// or oci:DIR[:REF]. Nothing is unpacked and no scratch space is used; DEST appears when it is complete.
+    Convert(Convert),
+    /// Fetch an image from a registry into one image file
+    ///
+    /// The same as 'convert docker://REFERENCE DEST'.
+    Pull(Pull),
+    /// Run a command in an image
+    ///
+    /// hpcrun becomes the command: same process, same user, same network; options go before IMAGE, everything after
+    /// IMAGE belongs to the command.
+    Exec(Exec),
+    /// Run the image's own command, as 'docker run' would
+    ///
+    /// Without ARG the image's entrypoint and command are run; with ARG the entrypoint gets ARG instead of the command.
+    Run(Run),
+    /// Open a shell in an image
+    Shell(Shell),
+    /// Show what an image file holds
+    Inspect(Inspect),
+    /// Check whether this node can run images, and say what to change
+    Doctor(Doctor),
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// Image to read
+    pub(crate) source: OsString,
+    /// Image file to write
+    pub(crate) dest: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: ConvertOptions,
+}
+
+/// Arguments of `pull`.
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Image to fetch: [docker://][HOST[:PORT]/]NAME[:TAG][@DIGEST]
+    pub(crate) reference: OsString,
+    /// Image file to write [default: NAME.sqsh in the current directory]
+    pub(crate) dest: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) options: ConvertOptions,
+}
+
+/// Options shared by `convert` and `pull`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertOptions {
+    /// Replace DEST if it exists
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Compression threads [default: the CPUs this process may use]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+    /// Compression of the image file
+    #[arg(long, value_enum, default_value_t = Compressor::Zstd)]
+    pub(crate) compression: Compressor,
+    /// Compression level [default: zstd 3, gzip 6, xz 6; lz4 has none]
+    #[arg(long, value_name = "N")]
+    pub(crate) level: Option<u32>,
+    /// Bytes of a data block, a power of two from 4K to 1M
+    #[arg(long, value_name = "SIZE", default_value = "128K", value_parser = parse_block_size)]
+    pub(crate) block_size: u32,
+    /// Platform to choose from an index: OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// Speak plain HTTP to the registry (loopback registries need no such leave)
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// File with registry credentials, in the format of docker's config.json
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env = true)]
+    pub(crate) authfile: Option<PathBuf>,
+}
+
+/// Codecs that the writer offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compressor {
+    /// Fast to read and to write, small
+    Zstd,
+    /// For kernels without zstd
+    Gzip,
+    /// Fastest to read, larger
+    Lz4,
+    /// Smallest, slow
+    Xz,
+}
+
+/// Options shared by `exec`, `run` and `shell`.
+#[derive(Debug, Args)]
+pub(crate) struct LaunchOptions {
+    /// Make a host path visible: SRC[:DST[:ro|rw]]; may be repeated
+    #[arg(short, long = "bind", value_name = "SPEC")]
+    pub(crate) binds: Vec<OsString>,
+    /// Set a variable, or pass the host's: NAME[=VALUE]; may be repeated
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Start in this directory of the image
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Pass no variable of the host but those that launchers need
+    #[arg(long)]
+    pub(crate) cleanenv: bool,
+    /// Leave the home directory out
+    #[arg(long)]
+    pub(crate) no_home: bool,
+    /// Ranks of a job step on one node: share one set of namespaces, or each its own
+    #[arg(long, value_enum, value_name = "SCOPE")]
+    pub(crate) share: Option<Share>,
+    /// Print the plan with the reason of every step, and do nothing
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+/// Who shares namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Share {
+    /// The ranks of one job step
+    Step,
+    /// All steps of one job
+    Job,
+    /// Nobody
+    None,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, Args)]
+#[command(override_usage = "hpcrun exec [OPTIONS] IMAGE COMMAND [ARG]...")]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) options: LaunchOptions,
+    /// Image file, then the command with its arguments
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub(crate) words: Vec<OsString>,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(override_usage = "hpcrun run [OPTIONS] IMAGE [ARG]...")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) options: LaunchOptions,
+    /// Image file, then arguments that replace the image's command
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "ARG"])]
+    pub(crate) words: Vec<OsString>,
+}
+
+/// Arguments of `shell`.
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    #[command(flatten)]
+    pub(crate) options: LaunchOptions,
+    /// Image file
+    pub(crate) image: PathBuf,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Image file
+    pub(crate) image: PathBuf,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A block size in bytes or with the suffix K or M.
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (text.get(..text.len() - 1), 1 << 10),
+        Some(b'M' | b'm') => (text.get(..text.len() - 1), 1 << 20),
+        _ => (Some(text), 1),
+    };
+    digits
+        .and_then(|digits| digits.parse::<u32>().ok())
+        .and_then(|count| count.checked_mul(unit))
+        .filter(|size| size.is_power_of_two() && (4096..=1 << 20).contains(size))
+        .ok_or_else(|| "must be a power of two from 4K to 1M".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn block_sizes() {
+        for (text, size) in
+            [("4096", Some(4096)), ("4K", Some(4096)), ("128k", Some(131_072)), ("1M", Some(1 << 20))]
+        {
+            assert_eq!(parse_block_size(text).ok(), size, "{text}");
+        }
+        for text in ["", "K", "0", "3K", "2M", "-4K", "4096K", "99999999999", "1G", "\u{e9}"] {
+            assert!(parse_block_size(text).is_err(), "{text}");
+        }
+    }
+
+    fn words(line: &[&str]) -> Vec<OsString> {
+        match Cli::try_parse_from(line).expect("parses").verb {
+            Verb::Exec(exec) => exec.words,
+            Verb::Run(run) => run.words,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn everything_after_the_image_belongs_to_the_command() {
+        assert_eq!(
+            words(&["hpcrun", "exec", "-v", "a.sqsh", "ls", "-v", "--bind", "x"]),
+            ["a.sqsh", "ls", "-v", "--bind", "x"]
+        );
+        assert_eq!(words(&["hpcrun", "run", "a.sqsh", "--explain"]), ["a.sqsh", "--explain"]);
+        assert_eq!(words(&["hpcrun", "exec", "--", "a.sqsh", "-x"]), ["a.sqsh", "-x"]);
+    }
+
+    #[test]
+    fn verbosity_before_or_after_the_verb() {
+        for line in [
+            ["hpcrun", "-q", "inspect", "a"],
+            ["hpcrun", "inspect", "-q", "a"],
+            ["hpcrun", "inspect", "a", "-q"],
+        ] {
+            assert!(Cli::try_parse_from(line).expect("parses").quiet);
+        }
+        for line in [["hpcrun", "-vv", "inspect", "a"], ["hpcrun", "inspect", "-vv", "a"]] {
+            assert_eq!(Cli::try_parse_from(line).expect("parses").verbose, 2);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `hpcrun convert` and `hpcrun pull`: from what was typed to one call of the pipeline, and a closing line.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
+use crate::cli::progress::Display;
+use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::{registry, site, size};
+use crate::convert::source::{self, SourceImage, SourceOptions};
+use crate::convert::{self, Destination, Progress, Summary};
+use crate::image::platform::Platform;
+use crate::image::reference::{Reference, SourceReference};
+use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
+use crate::policy::Policy;
+use crate::policy::file::Located;
+use crate::policy::rules::ConvertLimits;
+use crate::squashfs::compress::Compression;
+use crate::squashfs::writer;
+use crate::sys::signal;
+
+/// Runs `hpcrun convert SOURCE DEST`.
+pub(crate) fn convert(args: &Convert, quiet: bool) -> Result<u8, Failure> {
+    let reference = parse_source(&args.source)?;
+    run(&reference, &args.dest, &args.options, quiet)
+}
+
+/// Runs `hpcrun pull REFERENCE [DEST]`.
+pub(crate) fn pull(args: &Pull, quiet: bool) -> Result<u8, Failure> {
+    let typed = args.reference.as_bytes();
+    let name = OsStr::from_bytes(typed.strip_prefix(b"docker://").unwrap_or(typed));
+    let mut with_transport = OsString::from("docker://");
+    with_transport.push(name);
+    let reference = parse_source(&with_transport)?;
+    let dest = match (&args.dest, &reference) {
+        (Some(dest), _) => dest.clone(),
+        (None, SourceReference::Registry(reference)) => default_dest(reference),
+        (None, _) => return Err(Failure::plain("pull takes a registry reference")),
+    };
+    run(&reference, &dest, &args.options, quiet)
+}
+
+fn parse_source(typed: &OsStr) -> Result<SourceReference, Failure> {
+    SourceReference::parse(typed, &|path| path.exists()).map_err(|error| Failure::new(&error))
+}
+
+/// The last component of the repository's name, `app.sqsh` for `registry.site/group/app:1`.
+fn default_dest(reference: &Reference) -> PathBuf {
+    let name = reference.repository().rsplit('/').next().unwrap_or("image");
+    PathBuf::from(format!("{name}.sqsh"))
+}
+
+fn run(
+    reference: &SourceReference,
+    dest: &Path,
+    options: &ConvertOptions,
+    quiet: bool,
+) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    // Without it the limit would kill us without a word; so a failure to ignore it is worth none.
+    let _ = signal::ignore_file_size_signal();
+    let policy = site::policy()?;
+    check_registry(reference, &policy)?;
+    let chosen = pipeline_options(options, &policy.rules().convert)?;
+    let destination = Destination { path: dest.to_owned(), force: options.force };
+    destination.check().map_err(|error| Failure::new(&error))?;
+    let source = source::open(reference, &source_options(options, reference)?)
+        .map_err(|error| Failure::new(&error))?;
+    let progress = Arc::new(Progress::new(source.image()));
+    let display = Display::start(&progress, quiet);
+    let trailer = |squashfs: &writer::Summary| trailer(source.image(), &chosen).encode(squashfs.bytes_used);
+    let converted = convert::convert(&*source, &destination, &chosen, &progress, trailer);
+    drop(display);
+    let summary = converted.map_err(|error| Failure::new(&error))?;
+    warn_of_losses(&summary);
+    if !quiet {
+        let line = closing_line(dest, source.image(), &summary, begun);
+        crate::cli::output::message(&line);
+    }
+    Ok(0)
+}
+
+fn check_registry(reference: &SourceReference, policy: &Policy) -> Result<(), Failure> {
+    let SourceReference::Registry(name) = reference else { return Ok(()) };
+    match policy.registry(name.registry(), name.repository()) {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(Failure::new(&refusal).with_status(STATUS_REFUSED)),
+    }
+}
+
+/// What was asked for, within the site's limits.
+fn pipeline_options(
+    options: &ConvertOptions,
+    limits: &ConvertLimits,
+) -> Result<convert::ConvertOptions, Failure> {
+    let defaults = convert::ConvertOptions::default();
+    let limit = |limit: &Option<Located<u64>>| limit.as_ref().map(|limit| limit.value);
+    let jobs = options.jobs.map_or(defaults.jobs, usize::from);
+    let max_jobs = limit(&limits.max_jobs).and_then(|most| usize::try_from(most).ok());
+    let mut budget = defaults.budget;
+    if let Some(bytes) = limit(&limits.max_size_bytes) {
+        budget.stream_bytes = bytes;
+        budget.file_bytes = bytes;
+    }
+    budget.entries = limit(&limits.max_entries).unwrap_or(budget.entries);
+    Ok(convert::ConvertOptions {
+        jobs: jobs.min(max_jobs.unwrap_or(jobs)).max(1),
+        compression: compression(options.compression, options.level)?,
+        block_size: options.block_size,
+        budget,
+        ..defaults
+    })
+}
+
+/// Codec and level, held against the codec's range.
+fn compression(codec: Compressor, level: Option<u32>) -> Result<Compression, Failure> {
+    let within = |default: u32, low: u32, high: u32| match level.unwrap_or(default) {
+        level if (low..=high).contains(&level) => Ok(level),
+        level => Err(Failure::plain(format!("--level {level} is out of range: {low} to {high}"))),
+    };
+    Ok(match codec {
+        Compressor::Zstd => Compression::Zstd(i32::try_from(within(3, 1, 22)?).unwrap_or(3)),
+        Compressor::Gzip => Compression::Gzip(within(6, 1, 12)?),
+        Compressor::Xz => Compression::Xz(within(6, 0, 9)?),
+        Compressor::Lz4 if level.is_some() => return Err(Failure::plain("--level: lz4 has no levels")),
+        Compressor::Lz4 => Compression::Lz4,
+    })
+}
+
+fn source_options(options: &ConvertOptions, reference: &SourceReference) -> Result<SourceOptions, Failure> {
+    let platform = match &options.platform {
+        Some(text) => Platform::parse(text).map_err(|error| Failure::plain(error.to_string()))?,
+        None => Platform::host(),
+    };
+    Ok(SourceOptions { platform, registry: registry::options(options, reference)? })
+}
+
+/// What the trailer says of the image and of how it was converted.
+fn trailer(image: &SourceImage, options: &convert::ConvertOptions) -> Trailer {
+    let layers = image
+        .layers
+        .iter()
+        .map(|layer| LayerProvenance {
+            digest: layer.digest.as_ref().map(ToString::to_string),
+            diff_id: layer.diff_id.to_string(),
+            size: layer.size,
+        })
+        .collect();
+    let (codec, level) = match options.compression {
+        Compression::Zstd(level) => ("zstd", Some(level)),
+        Compression::Gzip(level) => ("gzip", i32::try_from(level).ok()),
+        Compression::Xz(level) => ("xz", i32::try_from(level).ok()),
+        Compression::Lz4 => ("lz4", None),
+    };
+    Trailer {
+        manifest: image.manifest.clone(),
+        config: image.config.raw.clone(),
+        provenance: Provenance {
+            origin: image.origin.clone(),
+            manifest_digest: image.manifest_digest.to_string(),
+            manifest_media_type: image.manifest_media_type.clone(),
+            platform: image.config.platform().map(|platform| platform.to_string()).unwrap_or_default(),
+            layers,
+            conversion: Conversion { codec: codec.to_owned(), level, block_size: options.block_size },
+            hpcrun_version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        others: Vec::new(),
+    }
+}
+
+fn warn_of_losses(summary: &Summary) {
+    let notes = summary.notes;
+    if notes.dropped_acls > 0 {
+        log::warn!("{} access control lists were left out: squashfs cannot hold them", notes.dropped_acls);
+    }
+    if notes.dropped_xattrs > 0 {
+        log::info!(
+            "{} extended attributes of the machine that made the image were left out",
+            notes.dropped_xattrs
+        );
+    }
+}
+
+fn closing_line(dest: &Path, image: &SourceImage, summary: &Summary, begun: Instant) -> String {
+    let layers = image.layers.len();
+    format!(
+        "{}: {} from {} in {layers} layer{}, {} inodes, in {}",
+        dest.display(),
+        size::bytes(summary.file_size),
+        size::bytes(summary.squashfs.data_bytes_in),
+        if layers == 1 { "" } else { "s" },
+        summary.squashfs.inodes,
+        size::seconds(begun.elapsed())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_held_against_the_codecs_range() {
+        let levels = |codec, level| compression(codec, level).ok();
+        assert_eq!(levels(Compressor::Zstd, None), Some(Compression::Zstd(3)));
+        assert_eq!(levels(Compressor::Zstd, Some(22)), Some(Compression::Zstd(22)));
+        assert_eq!(levels(Compressor::Zstd, Some(23)), None);
+        assert_eq!(levels(Compressor::Zstd, Some(0)), None);
+        assert_eq!(levels(Compressor::Gzip, Some(12)), Some(Compression::Gzip(12)));
+        assert_eq!(levels(Compressor::Xz, Some(0)), Some(Compression::Xz(0)));
+        assert_eq!(levels(Compressor::Xz, Some(10)), None);
+        assert_eq!(levels(Compressor::Lz4, None), Some(Compression::Lz4));
+        assert_eq!(levels(Compressor::Lz4, Some(1)), None);
+    }
+
+    #[test]
+    fn pull_names_the_file_after_the_repository() {
+        for (reference, dest) in [("debian", "debian.sqsh"), ("localhost:5000/a/b/app:1", "app.sqsh")] {
+            assert_eq!(default_dest(&Reference::parse(reference).expect("valid")), Path::new(dest));
+        }
+    }
+}

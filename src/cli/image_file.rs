@@ -1,0 +1,175 @@
+//! An image file as the verbs see it: opened once, its squashfs and its trailer checked.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::cli::report::Failure;
+use crate::hint::Hint;
+use crate::image::config::{ConfigError, ImageConfig};
+use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
+use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions};
+
+/// An opened image file.
+#[derive(Debug)]
+pub(crate) struct ImageFile {
+    /// As given.
+    pub(crate) path: PathBuf,
+    /// The squashfs.
+    pub(crate) filesystem: Filesystem,
+    /// The image config; empty for a squashfs without a trailer.
+    pub(crate) config: ImageConfig,
+    /// Length of the file, bytes.
+    pub(crate) length: u64,
+    /// Device, inode and modification time in nanoseconds.
+    pub(crate) identity: (u64, u64, i128),
+    trailer: Option<Contents>,
+}
+
+/// Why a file is no image file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageFileError {
+    /// It cannot be opened.
+    #[error("cannot open image {}", path.display())]
+    Open {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It is a directory, a device or a pipe.
+    #[error("cannot use {} as an image: it is {what}, not a regular file", path.display())]
+    NotRegular {
+        /// As given.
+        path: PathBuf,
+        /// `a directory`.
+        what: &'static str,
+    },
+    /// Its squashfs is no good.
+    #[error("cannot use image {}", path.display())]
+    Squashfs {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: ReadError,
+    },
+    /// Its trailer is no good.
+    #[error("cannot use image {}", path.display())]
+    Trailer {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: TrailerError,
+    },
+    /// The image config in its trailer is no good.
+    #[error("cannot use the image config in {}", path.display())]
+    Config {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: ConfigError,
+    },
+}
+
+impl Hint for ImageFileError {
+    fn hints(&self) -> Vec<String> {
+        match self {
+            ImageFileError::Open { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let text = path.to_string_lossy();
+                if text.contains("://") || text.contains(':') {
+                    vec![format!("make an image file first: hpcrun convert {text} FILE.sqsh")]
+                } else {
+                    vec![format!("is the file system of {text} mounted on this node?")]
+                }
+            }
+            ImageFileError::Squashfs { source, .. } if !matches!(source, ReadError::Superblock { .. }) => {
+                source.hints()
+            }
+            ImageFileError::NotRegular { .. } | ImageFileError::Squashfs { .. } => {
+                vec![
+                    "an image file is what 'hpcrun convert' or 'hpcrun pull' wrote, or any squashfs 4.0"
+                        .to_owned(),
+                ]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl ImageFile {
+    /// Opens `path` and checks superblock, length and trailer. Costs a few reads, whatever the image's size.
+    pub(crate) fn open(path: &Path) -> Result<ImageFile, ImageFileError> {
+        let path = path.to_owned();
+        let open = |source| ImageFileError::Open { path: path.clone(), source };
+        // A named pipe would make a blocking open wait for a writer.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).map_err(open)?;
+        let metadata = file.metadata().map_err(open)?;
+        if !metadata.is_file() {
+            let what = if metadata.is_dir() { "a directory" } else { "a device, pipe or socket" };
+            return Err(ImageFileError::NotRegular { path, what });
+        }
+        let length = metadata.len();
+        let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+        let trailer = Contents::read(length, &read_at)
+            .map_err(|source| ImageFileError::Trailer { path: path.clone(), source })?;
+        let config = match &trailer {
+            None => ImageConfig::default(),
+            Some(contents) => {
+                let raw = contents
+                    .required(SectionKind::Config, &read_at)
+                    .map_err(|source| ImageFileError::Trailer { path: path.clone(), source })?;
+                ImageConfig::parse(&raw)
+                    .map_err(|source| ImageFileError::Config { path: path.clone(), source })?
+            }
+        };
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        let identity = (metadata.dev(), metadata.ino(), modified);
+        let filesystem = Filesystem::open(file, 0, ReaderOptions::default())
+            .map_err(|source| ImageFileError::Squashfs { path: path.clone(), source })?;
+        Ok(ImageFile { path, filesystem, config, length, identity, trailer })
+    }
+
+    /// The inode at an absolute path of the image, links followed inside it.
+    pub(crate) fn resolve(&self, path: &[u8]) -> Result<Option<Inode>, ImageFileError> {
+        self.filesystem.resolve(path).map_err(|source| self.unreadable(source))
+    }
+
+    /// The first `length` bytes of a file of the image.
+    pub(crate) fn read(&self, layout: &FileLayout, length: usize) -> Result<Vec<Piece>, ImageFileError> {
+        self.filesystem.read(layout, 0, length).map_err(|source| self.unreadable(source))
+    }
+
+    fn unreadable(&self, source: ReadError) -> ImageFileError {
+        ImageFileError::Squashfs { path: self.path.clone(), source }
+    }
+
+    /// Where the image came from; none without a trailer.
+    pub(crate) fn provenance(&self) -> Result<Option<Provenance>, ImageFileError> {
+        self.section(|contents, read_at| contents.provenance(read_at))
+    }
+
+    /// The manifest, verbatim; none without a trailer.
+    pub(crate) fn manifest(&self) -> Result<Option<Vec<u8>>, ImageFileError> {
+        self.section(|contents, read_at| contents.required(SectionKind::Manifest, read_at))
+    }
+
+    fn section<T>(
+        &self,
+        read: impl Fn(&Contents, &dyn Fn(u64, &mut [u8]) -> io::Result<()>) -> Result<T, TrailerError>,
+    ) -> Result<Option<T>, ImageFileError> {
+        let file = self.filesystem.file();
+        let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+        self.trailer
+            .as_ref()
+            .map(|contents| read(contents, &read_at))
+            .transpose()
+            .map_err(|source| ImageFileError::Trailer { path: self.path.clone(), source })
+    }
+}
+
+impl From<ImageFileError> for Failure {
+    fn from(error: ImageFileError) -> Failure {
+        Failure::new(&error)
+    }
+}

@@ -1,0 +1,102 @@
+//! `hpcrun inspect`: what an image file holds and where it came from.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::cli::args::Inspect;
+use crate::cli::image_file::ImageFile;
+use crate::cli::report::Failure;
+use crate::cli::{output, size};
+use crate::image::trailer::Provenance;
+use crate::squashfs::format::Codec;
+
+/// Prints the facts of one image file.
+pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
+    let image = ImageFile::open(&args.image)?;
+    let provenance = image.provenance()?;
+    let text =
+        if args.json { as_json(&image, provenance.as_ref())? } else { as_text(&image, provenance.as_ref()) };
+    output::data(text.as_bytes())
+}
+
+fn codec_name(image: &ImageFile) -> &'static str {
+    Codec::from_id(image.filesystem.superblock().codec_id).map_or("unknown", Codec::name)
+}
+
+fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
+    let superblock = image.filesystem.superblock();
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{name:<12}{}", output::one_line(value));
+        }
+    };
+    let kind = format!(
+        "{}, squashfs {}, {} blocks, {} inodes",
+        size::bytes(image.length),
+        codec_name(image),
+        size::bytes(u64::from(superblock.block_size)),
+        superblock.inode_count
+    );
+    line("file", &image.path.to_string_lossy());
+    line("", &kind);
+    match provenance {
+        None => line("origin", "unknown: this squashfs has no hpcrun trailer"),
+        Some(provenance) => {
+            line("origin", &provenance.origin);
+            line("manifest", &provenance.manifest_digest);
+            line("platform", &provenance.platform);
+            line("converted", &format!("by hpcrun {}", provenance.hpcrun_version));
+            for (index, layer) in provenance.layers.iter().enumerate() {
+                let name = if index == 0 { "layers" } else { "" };
+                let length =
+                    layer.size.map(|length| format!("  {}", size::bytes(length))).unwrap_or_default();
+                line(name, &format!("{}{length}", layer.digest.as_ref().unwrap_or(&layer.diff_id)));
+            }
+        }
+    }
+    let config = &image.config;
+    line("created", &config.created);
+    line("entrypoint", &words(&config.entrypoint));
+    line("command", &words(&config.cmd));
+    line("directory", &config.working_dir);
+    line("user", &config.user);
+    for (index, variable) in config.env.iter().enumerate() {
+        line(if index == 0 { "environment" } else { "" }, variable);
+    }
+    for (index, (name, value)) in config.labels.iter().enumerate() {
+        line(if index == 0 { "labels" } else { "" }, &format!("{name}={value}"));
+    }
+    text
+}
+
+/// A command line as a JSON list: the only form that shows every word's bounds.
+fn words(words: &[String]) -> String {
+    if words.is_empty() { String::new() } else { json!(words).to_string() }
+}
+
+fn as_json(image: &ImageFile, provenance: Option<&Provenance>) -> Result<String, Failure> {
+    let superblock = image.filesystem.superblock();
+    let document = json!({
+        "file": {
+            "path": image.path.to_string_lossy(),
+            "bytes": image.length,
+            "squashfs_bytes": superblock.bytes_used,
+            "codec": codec_name(image),
+            "block_size": superblock.block_size,
+            "inodes": superblock.inode_count,
+        },
+        "provenance": provenance,
+        "manifest": document_or_null(image.manifest()?.as_deref()),
+        "config": document_or_null(Some(&image.config.raw)),
+    });
+    let mut text = serde_json::to_string_pretty(&document)
+        .map_err(|error| Failure::plain(format!("cannot write JSON: {error}")))?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn document_or_null(raw: Option<&[u8]>) -> Value {
+    raw.and_then(|raw| serde_json::from_slice(raw).ok()).unwrap_or(Value::Null)
+}

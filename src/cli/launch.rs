@@ -1,0 +1,215 @@
+//! `hpcrun exec`, `run` and `shell`: from what was typed to a plan, and from the plan to the job.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::cli::args::{Exec, LaunchOptions, Run, Share, Shell};
+use crate::cli::image_file::ImageFile;
+use crate::cli::output;
+use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::site;
+use crate::host::{Host, probe};
+use crate::launch;
+use crate::launch::command::shell_candidates;
+use crate::launch::enact::{self, Event};
+use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
+use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError};
+use crate::launch::request::{BindOption, EnvOption, HomeWish, Request, Verb};
+use crate::mount::graft::Grafts;
+use crate::policy::{Policy, rules};
+use crate::squashfs::format::Codec;
+use crate::squashfs::reader::{Filesystem, InodeKind, Piece};
+
+/// Runs `hpcrun exec IMAGE COMMAND...`.
+pub(crate) fn exec(args: Exec) -> Result<u8, Failure> {
+    let (image, command) = split(args.words);
+    if command.is_empty() {
+        return Err(Failure::plain("no command to execute")
+            .hint("hpcrun exec IMAGE COMMAND [ARG]...; 'hpcrun run IMAGE' runs the image's own command"));
+    }
+    launch(&image, &args.options, Verb::Exec { command })
+}
+
+/// Runs `hpcrun run IMAGE [ARG]...`.
+pub(crate) fn run(args: Run) -> Result<u8, Failure> {
+    let (image, args_of_image) = split(args.words);
+    launch(&image, &args.options, Verb::Run { args: args_of_image })
+}
+
+/// Runs `hpcrun shell IMAGE`.
+pub(crate) fn shell(args: &Shell) -> Result<u8, Failure> {
+    launch(&args.image, &args.options, Verb::Shell)
+}
+
+/// The image and what follows; one `--` between them is a habit from other tools.
+fn split(words: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
+    let mut words = words.into_iter().peekable();
+    let image = PathBuf::from(words.next().unwrap_or_default());
+    if words.peek().is_some_and(|word| word == "--") {
+        words.next();
+    }
+    (image, words.collect())
+}
+
+/// Plans the launch, and either prints the plan or becomes the job.
+fn launch(image: &Path, options: &LaunchOptions, verb: Verb) -> Result<u8, Failure> {
+    let request = request(options, verb)?;
+    let host =
+        probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
+    let policy = site::policy()?;
+    if options.explain {
+        let (plan, _, _) = planned(&request, image, host, &policy)?;
+        return output::data(plan.to_string().as_bytes());
+    }
+    with_policy(&request, image, host, &policy).map(|never| match never {})
+}
+
+/// Plans the launch and becomes the job.
+pub(crate) fn with_policy(
+    request: &Request,
+    image: &Path,
+    host: Host,
+    policy: &Policy,
+) -> Result<Infallible, Failure> {
+    let is_first_rank = host.launcher.local_rank.is_none_or(|rank| rank == 0);
+    let (plan, image, grafts) = planned(request, image, host, policy)?;
+    if is_first_rank {
+        plan.about.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    }
+    become_job(plan, image, grafts)
+}
+
+/// Everything decided, nothing done.
+fn planned(
+    request: &Request,
+    image: &Path,
+    mut host: Host,
+    policy: &Policy,
+) -> Result<(LaunchPlan, Filesystem, Grafts), Failure> {
+    let paths = launch::paths_to_probe(request, policy, &host);
+    probe::add_paths(&mut host, paths);
+    let image = ImageFile::open(image)?;
+    let facts = facts(&image, &host)?;
+    let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
+    let mut grafts = Grafts::default();
+    launch::resolve(&mut plan, |path, graft| {
+        grafts
+            .add(&image.filesystem, path.as_os_str().as_bytes(), graft.clone())
+            .map(|resolved| PathBuf::from(OsString::from_vec(resolved)))
+    })
+    .map_err(|error| Failure::new(&error))?;
+    Ok((plan, image.filesystem, grafts))
+}
+
+fn plan_failure(error: &PlanError) -> Failure {
+    let failure = Failure::new(error);
+    match error {
+        PlanError::Refused(_) => failure.with_status(STATUS_REFUSED),
+        _ => failure,
+    }
+}
+
+fn become_job(plan: LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Infallible, Failure> {
+    let mut observer = |event: Event<'_>| match event {
+        Event::NotShared { .. } => log::warn!("{event}"),
+        event => log::info!("{event}"),
+    };
+    enact::enact(plan, Some(image), grafts, &mut observer)
+        .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
+}
+
+fn request(options: &LaunchOptions, verb: Verb) -> Result<Request, Failure> {
+    let wrong = |error| Failure::new(&error);
+    Ok(Request {
+        verb,
+        binds: options
+            .binds
+            .iter()
+            .map(|typed| BindOption::parse(typed))
+            .collect::<Result<_, _>>()
+            .map_err(wrong)?,
+        env: options
+            .env
+            .iter()
+            .map(|typed| EnvOption::parse(typed))
+            .collect::<Result<_, _>>()
+            .map_err(wrong)?,
+        cwd: options.cwd.clone(),
+        clean_env: options.cleanenv,
+        home: if options.no_home { HomeWish::LeaveOut } else { HomeWish::SiteDefault },
+        share: options.share.map(|share| match share {
+            Share::Step => rules::Share::Step,
+            Share::Job => rules::Share::Job,
+            Share::None => rules::Share::None,
+        }),
+    })
+}
+
+/// What the plan needs to know of the image.
+fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
+    let filesystem = &image.filesystem;
+    let (device, inode, modified_ns) = image.identity;
+    let mut shells = Vec::new();
+    for shell in shell_candidates(host) {
+        if is_program(image, &shell)? {
+            shells.push(shell);
+        }
+    }
+    Ok(ImageFacts {
+        typed: image.path.clone(),
+        path: std::fs::canonicalize(&image.path).unwrap_or_else(|_| image.path.clone()),
+        size_bytes: image.length,
+        file: FileId { device, inode, modified_ns },
+        digest: image.provenance()?.map(|provenance| provenance.manifest_digest),
+        compression: Codec::from_id(filesystem.superblock().codec_id).map_or("", Codec::name).to_owned(),
+        config: image.config.clone(),
+        passwd: small_file(image, "/etc/passwd")?,
+        group: small_file(image, "/etc/group")?,
+        shells,
+    })
+}
+
+fn is_program(image: &ImageFile, path: &Path) -> Result<bool, Failure> {
+    let found = image.resolve(path.as_os_str().as_bytes())?;
+    Ok(found.is_some_and(|inode| matches!(inode.kind, InodeKind::File(_)) && inode.mode & 0o111 != 0))
+}
+
+/// The content of a regular file of the image, if it is not larger than an identity file may be.
+fn small_file(image: &ImageFile, path: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(inode) = image.resolve(path.as_bytes())? else { return Ok(None) };
+    let InodeKind::File(layout) = &inode.kind else { return Ok(None) };
+    if layout.size > IDENTITY_FILE_LIMIT_BYTES {
+        return Ok(None);
+    }
+    let Ok(size) = usize::try_from(layout.size) else { return Ok(None) };
+    let mut content = Vec::with_capacity(size);
+    for piece in image.read(layout, size)? {
+        match piece {
+            Piece::Data { block, start, length } => {
+                content.extend_from_slice(block.get(start..start.saturating_add(length)).unwrap_or_default());
+            }
+            Piece::Zero(length) => content.resize(content.len().saturating_add(length), 0),
+        }
+    }
+    Ok(Some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_double_dash_after_the_image_is_dropped_once() {
+        for (typed, command) in [
+            (&["a", "--", "x"][..], &["x"][..]),
+            (&["a", "x", "--", "y"], &["x", "--", "y"]),
+            (&["a", "--", "--", "y"], &["--", "y"]),
+            (&["a"], &[]),
+        ] {
+            let (image, rest) = split(typed.iter().map(OsString::from).collect());
+            assert_eq!((image, rest), (PathBuf::from("a"), command.iter().map(OsString::from).collect()));
+        }
+    }
+}

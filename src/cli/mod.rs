@@ -1,0 +1,73 @@
+//! What the user typed and what the user sees: arguments, verbs, progress, report, exit status.
+//!
+//! Only this module reads argv and the environment, prints, or exits.
+
+mod args;
+mod convert;
+mod doctor;
+mod image_file;
+mod inspect;
+mod launch;
+mod logger;
+mod output;
+mod progress;
+mod registry;
+mod report;
+mod site;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use args::{Cli, Verb};
+use report::Failure;
+
+/// Parses the command line, runs the verb and turns its outcome into the exit status.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(explain_usage(&error)),
+    };
+    logger::start(cli.verbose, cli.quiet);
+    match run(cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.verb {
+        Verb::Convert(args) => convert::convert(&args, cli.quiet),
+        Verb::Pull(args) => convert::pull(&args, cli.quiet),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Exec(args) => launch::exec(args),
+        Verb::Run(args) => launch::run(args),
+        Verb::Shell(args) => launch::shell(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Help and version are data; a wrong command line is a failure before the job.
+fn explain_usage(error: &clap::Error) -> u8 {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            0
+        }
+        // Without any word, the whole help is the answer.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            report::STATUS_FAILED
+        }
+        _ => {
+            let failure = Failure::usage(&error.render().to_string());
+            failure.print();
+            failure.status
+        }
+    }
+}
