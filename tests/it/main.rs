@@ -1,0 +1,36 @@
+//! Tests through the binary and against independent oracles; one module a subject.
+//!
+//! Everything a test needs is set up by `make test`; what is missing then is a failure, never a skip.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that goes wrong should panic; its items are nobody's interface"
+)]
+
+mod support;
+
+mod bad_input;
+mod busybox_image;
+mod cli;
+mod convert;
+mod enact;
+mod hostile_squashfs;
+mod image_server;
+mod launch;
+mod layer_building;
+mod layer_cases;
+mod merge;
+mod mpi;
+mod plan;
+mod policy;
+mod registry;
+mod sources;
+mod squashfs_reader;
+mod squashfs_writer;
+mod tar_reader;
+mod tidy;
