@@ -1,0 +1,50 @@
+# Everything a person or a CI types. 'make test' and 'make demo' set up what they need themselves.
+
+CARGO ?= cargo
+BIG_IMAGE ?= .demo/big
+
+.PHONY: help build test lint demo bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
+
+help:
+	@echo 'make test             set the machine up, then run all tests'
+	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
+	@echo 'make build            target/release/hpcrun'
+	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
+	@echo 'make bench            measure against peers; bench-convert, bench-launch, bench-read: one of them'
+	@echo 'make check-big-image  convert a 1.7 GB image and compare it entry by entry with umoci (root)'
+	@echo 'make fuzz             a bounded run of the randomised tests with fresh seeds'
+	@echo 'make clean-demo       remove what demo, bench and check-big-image keep in .demo/'
+
+setup:
+	@scripts/setup
+
+build:
+	$(CARGO) build --release --locked
+
+test: setup
+	$(CARGO) test --locked
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@scripts/check-dependencies
+
+demo: setup build
+	@scripts/demo $(IMAGE)
+
+big-image: setup
+	@scripts/make-big-image $(BIG_IMAGE)
+
+check-big-image: setup build big-image
+	@scripts/check-big-image $(BIG_IMAGE)
+
+bench: bench-convert bench-launch bench-read
+
+bench-convert bench-launch bench-read: bench-%: setup build big-image
+	@benches/$* $(BIG_IMAGE)
+
+fuzz: setup
+	@scripts/fuzz
+
+clean-demo:
+	@rm -rf .demo 2>/dev/null || buildah unshare rm -rf .demo
