@@ -3,12 +3,13 @@
 CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 
-.PHONY: help build test lint demo bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
+.PHONY: help build test lint demo man bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
 	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
 	@echo 'make build            target/release/hpcrun'
+	@echo 'make man              manual pages and shell completions, in target/manual/'
 	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
 	@echo 'make bench            measure against peers; bench-convert, bench-launch, bench-read: one of them'
 	@echo 'make check-big-image  convert a 1.7 GB image and compare it entry by entry with umoci (root)'
@@ -20,6 +21,9 @@ setup:
 
 build:
 	$(CARGO) build --release --locked
+
+man:
+	$(CARGO) run --quiet --locked --example manual target/manual
 
 test: setup
 	$(CARGO) test --locked

@@ -18,8 +18,8 @@ mod size;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Verb};
 use report::Failure;
@@ -38,6 +38,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// The definition of the command line, from which `make man` makes the manual pages and the completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {

@@ -24,6 +24,7 @@ mod image_server;
 mod launch;
 mod layer_building;
 mod layer_cases;
+mod manual;
 mod merge;
 mod mpi;
 mod plan;
