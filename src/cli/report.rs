@@ -34,8 +34,10 @@ impl Failure {
 
     /// A wrong command line, from what clap would print of it: `error: ...`, then paragraphs with a tip or the usage.
     pub(crate) fn usage(rendered: &str) -> Failure {
-        let mut paragraphs =
-            rendered.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+        let mut paragraphs = rendered
+            .split("\n\n")
+            .flat_map(|text| text.split("\n  tip: "))
+            .map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
         let message = paragraphs.next().unwrap_or_default();
         let hints = paragraphs.filter(|hint| !hint.is_empty()).map(|hint| {
             let hint = hint.strip_prefix("tip: ").unwrap_or(&hint);
@@ -148,6 +150,10 @@ mod tests {
             "for more information, try '--help'",
         ];
         assert_eq!(failure.hints, hints);
+        let misspelt = Failure::usage(
+            "error: no '--bnd'\n\n  tip: there is '--bind'\n  tip: use '-- --bnd'\n\nUsage: x\n",
+        );
+        assert_eq!(misspelt.hints, ["there is '--bind'", "use '-- --bnd'", "usage: x"]);
         let missing = Failure::usage("error: these were not provided:\n  <SOURCE>\n  <DEST>\n\n");
         assert_eq!(missing.message, "these were not provided: <SOURCE> <DEST>");
         assert_eq!(missing.hints, [""; 0]);
