@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::thread::Scope;
 
 use super::budget::Budget;
+use super::layer::chunk::Spare;
 use super::layer::stream::{Fetch, LayerError, LayerStream, Tar};
 use super::progress::Progress;
 use super::source::Source;
@@ -24,6 +25,7 @@ pub(super) struct Ahead<'scope, 'env> {
     source: &'env dyn Source,
     progress: &'env Progress,
     budget: Budget,
+    spare: Spare,
     /// The lowest layer that was started.
     started: usize,
     fetching: BTreeMap<usize, Fetch>,
@@ -38,14 +40,23 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         budget: Budget,
     ) -> Ahead<'scope, 'env> {
         let started = source.image().layers.len();
-        Ahead { scope, source, progress, budget, started, fetching: BTreeMap::new(), opened: BTreeMap::new() }
+        Ahead {
+            scope,
+            source,
+            progress,
+            budget,
+            spare: Spare::new(),
+            started,
+            fetching: BTreeMap::new(),
+            opened: BTreeMap::new(),
+        }
     }
 
     /// Starts fetching all layers down to `lowest`.
     fn fetch_down_to(&mut self, lowest: usize) -> Result<(), LayerError> {
         while self.started > lowest {
             let index = self.started - 1;
-            let fetch = Fetch::start(self.scope, self.source, index, self.progress)?;
+            let fetch = Fetch::start(self.scope, self.source, index, self.progress, &self.spare)?;
             self.fetching.insert(index, fetch);
             self.started = index;
         }
@@ -59,7 +70,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         }
         let fetch = match self.fetching.remove(&index) {
             Some(fetch) => fetch,
-            None => Fetch::start(self.scope, self.source, index, self.progress)?,
+            None => Fetch::start(self.scope, self.source, index, self.progress, &self.spare)?,
         };
         fetch.decompress(self.scope, self.source, self.progress, self.budget)
     }

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, Read};
 
+use super::gzip::GzipReader;
+
 /// How a blob is stored. Media types are only hints: they are wrong often and absent in docker archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -49,7 +51,7 @@ pub fn decoder<'a>(blob: impl BufRead + 'a, compression: Compression) -> io::Res
     Ok(match compression {
         Compression::Plain => Box::new(blob),
         // Several members are normal: eStargz has one for each file.
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
+        Compression::Gzip => Box::new(GzipReader::new(blob)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;

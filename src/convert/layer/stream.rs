@@ -14,6 +14,7 @@ use std::thread::{Builder, Scope};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::chunk::Spare;
 use super::decompress::{self, Compression};
 use super::verify::{Part, Verifier};
 use crate::convert::budget::Budget;
@@ -21,8 +22,6 @@ use crate::convert::progress::{LayerState, Progress};
 use crate::convert::source::{LayerInfo, Source, SourceError};
 use crate::image::digest::Digest;
 
-/// Bytes of a full chunk.
-const CHUNK_SIZE: usize = 256 << 10;
 /// Chunks of a blob that may wait for decompression: what a layer may be fetched ahead.
 const BLOB_CHUNKS: usize = 32;
 /// Chunks between the later stages.
@@ -112,6 +111,7 @@ type Piece = Result<Chunk, LayerError>;
 pub(crate) struct Fetch {
     index: usize,
     pieces: Receiver<Piece>,
+    spare: Spare,
 }
 
 impl Fetch {
@@ -121,11 +121,13 @@ impl Fetch {
         source: &'env dyn Source,
         index: usize,
         progress: &'env Progress,
+        spare: &Spare,
     ) -> Result<Fetch, LayerError> {
         let (sender, pieces) = bounded(BLOB_CHUNKS);
-        let work = move || send_end(&sender, fetch(source, index, progress, &sender));
+        let of_fetch = spare.clone();
+        let work = move || send_end(&sender, fetch(source, index, progress, &of_fetch, &sender));
         start_thread(scope, format!("fetch-{index}"), work)?;
-        Ok(Fetch { index, pieces })
+        Ok(Fetch { index, pieces, spare: spare.clone() })
     }
 
     /// Starts to decompress what is fetched.
@@ -136,15 +138,16 @@ impl Fetch {
         progress: &'env Progress,
         budget: Budget,
     ) -> Result<Tar<'env>, LayerError> {
-        let Fetch { index, pieces } = self;
+        let Fetch { index, pieces, spare } = self;
         let (to_hash, inflated) = bounded(TAR_CHUNKS);
-        let work = move || send_end(&to_hash, inflate(pieces, &to_hash, &budget));
+        let of_inflate = spare.clone();
+        let work = move || send_end(&to_hash, inflate(pieces, of_inflate, &to_hash, &budget));
         start_thread(scope, format!("inflate-{index}"), work)?;
         let (to_reader, pieces) = bounded(TAR_CHUNKS);
         let layer = source.image().layers.get(index);
         let work = move || send_end(&to_reader, verify_tar(layer, &inflated, &to_reader));
         start_thread(scope, format!("diff-id-{index}"), work)?;
-        Ok(Tar { pieces, chunk: Vec::new(), at: 0, end: None, progress })
+        Ok(Tar { pieces, spare, chunk: Vec::new(), at: 0, end: None, progress })
     }
 }
 
@@ -166,6 +169,7 @@ fn fetch(
     source: &dyn Source,
     index: usize,
     progress: &Progress,
+    spare: &Spare,
     next: &Sender<Piece>,
 ) -> Result<Compression, LayerError> {
     let layer = source.image().layers.get(index).ok_or(LayerError::Stopped)?;
@@ -173,7 +177,7 @@ fn fetch(
     progress.enter(LayerState::Fetching);
     progress.restart();
     let mut blob = source.open_layer(index).map_err(LayerError::Open)?;
-    let mut bytes = read_chunk(&mut *blob)?;
+    let mut bytes = spare.fill(&mut *blob).map_err(LayerError::Fetch)?;
     let compression = decompress::detect(&bytes).map_err(LayerError::Unsupported)?;
     let mut verifier = Verifier::for_blob(layer, compression == Compression::Plain);
     while !bytes.is_empty() {
@@ -182,28 +186,22 @@ fn fetch(
         if next.send(Ok(Chunk { bytes, compression })).is_err() {
             return Ok(compression);
         }
-        bytes = read_chunk(&mut *blob)?;
+        bytes = spare.fill(&mut *blob).map_err(LayerError::Fetch)?;
     }
     verifier.finish()?;
     progress.enter(LayerState::Fetched);
     Ok(compression)
 }
 
-/// Reads until the chunk is full or the blob ends.
-fn read_chunk(blob: &mut dyn Read) -> Result<Vec<u8>, LayerError> {
-    let mut bytes = Vec::with_capacity(CHUNK_SIZE);
-    blob.take(CHUNK_SIZE as u64).read_to_end(&mut bytes).map_err(LayerError::Fetch)?;
-    Ok(bytes)
-}
-
 /// Stage 2: undoes the compression; a plain blob passes through.
 fn inflate(
     pieces: Receiver<Piece>,
+    spare: Spare,
     next: &Sender<Piece>,
     budget: &Budget,
 ) -> Result<Compression, LayerError> {
-    let mut blob =
-        Blob { pieces, chunk: Vec::new(), at: 0, taken: Arc::default(), ended: false, error: None };
+    let taken = Arc::default();
+    let mut blob = Blob { pieces, spare, chunk: Vec::new(), at: 0, taken, ended: false, error: None };
     let Some(compression) = blob.next_chunk()? else { return Ok(Compression::Plain) };
     if compression == Compression::Plain {
         return pass_through(blob, next);
@@ -233,12 +231,11 @@ fn inflate_all(
     budget: &Budget,
 ) -> Result<(), LayerError> {
     let corrupt = |source| LayerError::Corrupt { compression, source };
-    let taken = Arc::clone(&blob.taken);
+    let (taken, spare) = (Arc::clone(&blob.taken), blob.spare.clone());
     let mut made: u64 = 0;
     let mut decoder = decompress::decoder(blob, compression).map_err(corrupt)?;
     loop {
-        let mut bytes = Vec::with_capacity(CHUNK_SIZE);
-        decoder.by_ref().take(CHUNK_SIZE as u64).read_to_end(&mut bytes).map_err(corrupt)?;
+        let bytes = spare.fill(&mut *decoder).map_err(corrupt)?;
         made = made.saturating_add(bytes.len() as u64);
         let allowed = taken.load(Ordering::Relaxed).saturating_mul(budget.expansion);
         if made > allowed.max(budget.expansion_floor_bytes) {
@@ -260,6 +257,7 @@ fn inflate_all(
 /// The queue between fetching and decompressing, as the reader that decoders want.
 struct Blob {
     pieces: Receiver<Piece>,
+    spare: Spare,
     chunk: Vec<u8>,
     at: usize,
     /// Bytes taken from the queue.
@@ -276,7 +274,8 @@ impl Blob {
         }
         let Chunk { bytes, compression } = self.pieces.recv().unwrap_or(Err(LayerError::Stopped))?;
         self.taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        (self.chunk, self.at) = (bytes, 0);
+        self.at = 0;
+        self.spare.give_back(std::mem::replace(&mut self.chunk, bytes));
         self.ended = self.chunk.is_empty();
         Ok((!self.ended).then_some(compression))
     }
@@ -346,6 +345,7 @@ fn verify_tar(
 #[derive(Debug)]
 pub(crate) struct Tar<'a> {
     pieces: Receiver<Piece>,
+    spare: Spare,
     chunk: Vec<u8>,
     at: usize,
     end: Option<Result<(), LayerError>>,
@@ -358,7 +358,7 @@ impl Tar<'_> {
         match self.pieces.recv().unwrap_or(Err(LayerError::Stopped)) {
             Ok(chunk) => {
                 self.progress.add_bytes_in(chunk.bytes.len() as u64);
-                self.chunk = chunk.bytes;
+                self.spare.give_back(std::mem::replace(&mut self.chunk, chunk.bytes));
                 if self.chunk.is_empty() {
                     self.end = Some(Ok(()));
                 }
