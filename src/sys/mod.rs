@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod beneath;
+pub mod bulk;
 pub mod caller;
 pub mod cpu;
 pub mod error;

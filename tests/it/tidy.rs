@@ -13,7 +13,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("policy", &["image"]),
     ("host", &["sys"]),
     ("image", &[]),
-    ("squashfs", &[]),
+    // The writer's one output file.
+    ("squashfs", &["sys"]),
     ("elf", &[]),
     ("sys", &[]),
 ];

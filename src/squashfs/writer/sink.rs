@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use crate::squashfs::writer::WriteError;
+use crate::sys::bulk::{BulkFile, DIRECT_ALIGNMENT};
 
 /// Writes end at multiples of this where possible: a stripe or object of parallel file systems, bytes.
 const CHUNK: usize = 4 << 20;
@@ -12,10 +13,10 @@ const CHUNK: usize = 4 << 20;
 /// A file written from 0 upwards.
 #[derive(Debug)]
 pub(super) struct Sink {
-    file: File,
-    /// File offset of the first byte of `pending`.
+    file: BulkFile,
+    /// File offset of the first byte of what is pending.
     start: u64,
-    pending: Vec<u8>,
+    pending: Pending,
     /// End of what was ever written; may lie beyond the position after a rewind.
     high_water: u64,
 }
@@ -23,14 +24,15 @@ pub(super) struct Sink {
 impl Sink {
     /// Starts at offset 0 with `head`, to be replaced by [`Sink::finish`].
     pub(super) fn new(file: File, head: &[u8]) -> Sink {
-        let mut pending = Vec::with_capacity(CHUNK);
-        pending.extend_from_slice(head);
-        Sink { file, start: 0, pending, high_water: 0 }
+        let mut pending = Pending::new();
+        // A few bytes into 4 MiB.
+        let _ = pending.extend(head);
+        Sink { file: BulkFile::new(file), start: 0, pending, high_water: 0 }
     }
 
     /// Where the next byte goes.
     pub(super) fn position(&self) -> u64 {
-        self.start + self.pending.len() as u64
+        self.start + self.pending.length as u64
     }
 
     /// Appends `bytes`.
@@ -39,7 +41,7 @@ impl Sink {
             let into_chunk = self.position() % CHUNK as u64;
             let room = CHUNK.saturating_sub(usize::try_from(into_chunk).unwrap_or(0));
             let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.pending.extend_from_slice(now);
+            self.pending.extend(now)?;
             bytes = later;
             if now.len() == room {
                 self.flush()?;
@@ -53,7 +55,7 @@ impl Sink {
         match position.checked_sub(self.start).and_then(|keep| usize::try_from(keep).ok()) {
             Some(keep) => self.pending.truncate(keep),
             None => {
-                self.pending.clear();
+                self.pending.truncate(0);
                 self.start = position;
             }
         }
@@ -64,22 +66,57 @@ impl Sink {
         self.flush()?;
         let end = self.position();
         let output = |source| WriteError::Output { offset: end, source };
+        let mut file = self.file.into_file();
         if self.high_water > end {
-            self.file.set_len(end).map_err(output)?;
+            file.set_len(end).map_err(output)?;
         }
-        self.file.write_all_at(head, 0).map_err(|source| WriteError::Output { offset: 0, source })?;
-        self.file.seek(SeekFrom::Start(end)).map_err(output)?;
-        Ok(self.file)
+        file.write_all_at(head, 0).map_err(|source| WriteError::Output { offset: 0, source })?;
+        file.seek(SeekFrom::Start(end)).map_err(output)?;
+        Ok(file)
     }
 
     fn flush(&mut self) -> Result<(), WriteError> {
         self.file
-            .write_all_at(&self.pending, self.start)
+            .write_at(self.pending.filled(), self.start)
             .map_err(|source| WriteError::Output { offset: self.start, source })?;
         self.start = self.position();
-        self.pending.clear();
+        self.pending.truncate(0);
         self.high_water = self.high_water.max(self.start);
         Ok(())
+    }
+}
+
+/// Memory for one chunk, aligned as direct writes want it.
+#[derive(Debug)]
+struct Pending {
+    memory: Box<[u8]>,
+    /// First aligned byte of `memory`.
+    first: usize,
+    length: usize,
+}
+
+impl Pending {
+    fn new() -> Pending {
+        let memory = vec![0; CHUNK + DIRECT_ALIGNMENT].into_boxed_slice();
+        let first = memory.as_ptr().align_offset(DIRECT_ALIGNMENT).min(DIRECT_ALIGNMENT);
+        Pending { memory, first, length: 0 }
+    }
+
+    fn filled(&self) -> &[u8] {
+        self.memory.get(self.first..self.first + self.length).unwrap_or_default()
+    }
+
+    /// Appends `bytes`, for which there is room: what is pending never crosses a multiple of [`CHUNK`].
+    fn extend(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let from = self.first + self.length;
+        let room = self.memory.get_mut(from..from + bytes.len());
+        room.ok_or(WriteError::OutOfTurn("more is pending than a chunk holds"))?.copy_from_slice(bytes);
+        self.length += bytes.len();
+        Ok(())
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
     }
 }
 
