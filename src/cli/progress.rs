@@ -7,10 +7,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cli::size;
-use crate::convert::{LayerProgress, LayerState, Progress};
+use crate::convert::{Bottleneck, LayerProgress, LayerState, Progress};
 
-/// Between two drawings.
-const INTERVAL: Duration = Duration::from_millis(200);
+/// Between two looks at what the conversion is held up by.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Looks between two drawings.
+const LOOKS: u32 = 10;
 /// Layer lines shown at most: those under way and the next ones.
 const LAYERS_SHOWN: usize = 8;
 /// Width of the bar, characters.
@@ -34,10 +36,15 @@ impl Display {
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(move || {
             let begun = Instant::now();
             let mut drawn = 0;
-            while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let lines = render(&progress, begun.elapsed());
-                draw(drawn, &lines);
-                drawn = lines.len();
+            let mut looks = Looks::default();
+            while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                looks.count(progress.bottleneck());
+                if looks.since_drawn == LOOKS {
+                    let lines = render(&progress, begun.elapsed(), looks.most_frequent());
+                    draw(drawn, &lines);
+                    drawn = lines.len();
+                    looks.fade();
+                }
             }
             draw(drawn, &[]);
         });
@@ -51,6 +58,47 @@ impl Drop for Display {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// What the conversion was held up by lately.
+#[derive(Debug, Default)]
+struct Looks {
+    since_drawn: u32,
+    /// How often; what was seen longer ago counts less.
+    seen: Vec<(Bottleneck, f32)>,
+}
+
+impl Looks {
+    fn count(&mut self, bottleneck: Bottleneck) {
+        self.since_drawn += 1;
+        match self.seen.iter_mut().find(|(seen, _)| *seen == bottleneck) {
+            Some((_, weight)) => *weight += 1.0,
+            None => self.seen.push((bottleneck, 1.0)),
+        }
+    }
+
+    fn most_frequent(&self) -> Option<Bottleneck> {
+        let most = self.seen.iter().max_by(|(_, a), (_, b)| a.total_cmp(b));
+        most.map(|(bottleneck, _)| *bottleneck)
+    }
+
+    fn fade(&mut self) {
+        self.since_drawn = 0;
+        for (_, weight) in &mut self.seen {
+            *weight *= 0.7;
+        }
+    }
+}
+
+fn phrase(bottleneck: Bottleneck) -> &'static str {
+    match bottleneck {
+        Bottleneck::Source => "waiting for the source",
+        Bottleneck::Decompression => "waiting for decompression",
+        Bottleneck::Merge => "merging",
+        Bottleneck::Compression => "waiting for compression",
+        Bottleneck::Disk => "waiting for the disk",
+        Bottleneck::End => "writing metadata, syncing",
     }
 }
 
@@ -68,7 +116,7 @@ fn draw(above: usize, lines: &[String]) {
 }
 
 /// The display as lines without a line end.
-fn render(progress: &Progress, elapsed: Duration) -> Vec<String> {
+fn render(progress: &Progress, elapsed: Duration, bottleneck: Option<Bottleneck>) -> Vec<String> {
     let count = progress.layers().len();
     let mut lines: Vec<String> = progress
         .layers()
@@ -77,9 +125,14 @@ fn render(progress: &Progress, elapsed: Duration) -> Vec<String> {
         .rev()
         .filter(|(_, layer)| layer.state() != LayerState::Merged)
         .take(LAYERS_SHOWN)
-        .map(|(index, layer)| format!("layer {:>3}/{count} {}", index + 1, layer_line(layer)))
+        .map(|(index, layer)| {
+            let merging =
+                if index == progress.current() && progress.entries() > 0 { ", merging" } else { "" };
+            format!("layer {:>3}/{count} {}{merging}", index + 1, layer_line(layer))
+        })
         .collect();
     lines.push(total_line(progress, elapsed));
+    lines.extend(bottleneck.map(|bottleneck| phrase(bottleneck).to_owned()));
     lines
 }
 
@@ -134,6 +187,21 @@ fn time_left(progress: &Progress, elapsed: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shows_what_was_seen_most_often_lately() {
+        let mut looks = Looks::default();
+        assert_eq!(looks.most_frequent(), None);
+        let mut see = |bottleneck, times| {
+            (0..times).for_each(|_| looks.count(bottleneck));
+            looks.most_frequent()
+        };
+        assert_eq!(see(Bottleneck::Merge, 2), Some(Bottleneck::Merge));
+        assert_eq!(see(Bottleneck::Compression, 8), Some(Bottleneck::Compression));
+        (0..10).for_each(|_| looks.fade());
+        looks.count(Bottleneck::Disk);
+        assert_eq!(looks.most_frequent(), Some(Bottleneck::Disk));
+    }
 
     #[test]
     fn bars() {

@@ -26,7 +26,7 @@ pub use budget::Budget;
 pub use error::{ConvertError, LayerName};
 pub use options::ConvertOptions;
 pub use pack::FileSink;
-pub use progress::{LayerProgress, LayerState, Progress};
+pub use progress::{Bottleneck, LayerProgress, LayerState, Progress};
 pub use publish::Destination;
 
 use crate::squashfs::writer::{self, Tree, Writer, WriterOptions};
@@ -34,6 +34,7 @@ use ahead::Ahead;
 use layer::stream::LayerStream;
 use layer::tar::{Counts, Reader};
 use pack::CopyError;
+use progress::Wait;
 use publish::Unpublished;
 use source::{LayerInfo, Source};
 use tree::{Decision, LayerTree, Merge, MergeOptions, Notes, Rescan};
@@ -79,6 +80,7 @@ pub fn convert(
             path,
         )
     })?;
+    progress.wait_for(Wait::End);
     let (output, squashfs) = writer.finish(&merged.tree).map_err(write_failed)?;
     progress.set_bytes_out(squashfs.data_bytes_out);
     let trailer = trailer(&squashfs);
@@ -182,7 +184,7 @@ impl<S: FileSink> Pass<'_, S> {
                 ConvertError::Entry { layer: name.clone(), entry: entry_name, offset: entry.offset, source }
             })?;
             if let Decision::Store(leaf) = decision {
-                let file = pack::store_file(&mut reader, &entry, self.sink);
+                let file = pack::store_file(&mut reader, &entry, self.sink, self.progress);
                 self.merge.store(leaf, file.map_err(|error| self.copy_failed(name, error))?);
                 self.progress.set_bytes_out(self.sink.bytes_out());
             }
@@ -206,7 +208,7 @@ impl<S: FileSink> Pass<'_, S> {
         let mut number = 0;
         while let Some(entry) = reader.next_entry().map_err(unreadable)? {
             if let Some(leaf) = wanted.get(&number) {
-                let file = pack::store_file(&mut reader, &entry, self.sink);
+                let file = pack::store_file(&mut reader, &entry, self.sink, self.progress);
                 self.merge.store(*leaf, file.map_err(|error| self.copy_failed(&name, error))?);
             }
             number += 1;

@@ -1,6 +1,8 @@
 //! File data on its way from the tar into the squashfs.
 
+use super::Progress;
 use super::layer::tar::{Entry, EntryKind, Reader, Segment, TarError};
+use super::progress::Wait;
 use crate::squashfs::writer::{FileId, WriteError, Writer};
 
 /// Where file data goes: the squashfs writer, or whatever a test puts in its place.
@@ -17,6 +19,10 @@ pub trait FileSink {
     fn end_file(&mut self) -> Result<FileId, WriteError>;
     /// Compressed bytes that have gone out so far.
     fn bytes_out(&self) -> u64;
+    /// Whether data waits to be compressed; if not, a sink that makes its caller wait waits for the disk.
+    fn is_compressing(&self) -> bool {
+        false
+    }
 }
 
 impl FileSink for Writer {
@@ -42,6 +48,10 @@ impl FileSink for Writer {
 
     fn bytes_out(&self) -> u64 {
         Writer::bytes_out(self)
+    }
+
+    fn is_compressing(&self) -> bool {
+        Writer::is_compressing(self)
     }
 }
 
@@ -70,18 +80,21 @@ pub(super) fn store_file<R: std::io::Read>(
     reader: &mut Reader<R>,
     entry: &Entry,
     sink: &mut impl FileSink,
+    progress: &Progress,
 ) -> Result<FileId, CopyError> {
     let (size, segments): (u64, &[Segment]) = match &entry.kind {
         EntryKind::File { size, segments } => (*size, segments),
         _ => (0, &[]),
     };
+    wait_for(sink, progress);
     sink.begin_file(size)?;
+    progress.wait_for(Wait::Nothing);
     let mut at = 0;
     for segment in segments {
         if let Some(hole @ 1..) = segment.offset.checked_sub(at) {
             sink.skip(hole)?;
         }
-        store_segment(reader, entry, segment.length, sink)?;
+        store_segment(reader, entry, segment.length, sink, progress)?;
         at = segment.end().unwrap_or(size);
     }
     if let Some(hole @ 1..) = size.checked_sub(at) {
@@ -95,9 +108,12 @@ fn store_segment<R: std::io::Read>(
     entry: &Entry,
     mut left: u64,
     sink: &mut impl FileSink,
+    progress: &Progress,
 ) -> Result<(), CopyError> {
     while left > 0 {
+        wait_for(sink, progress);
         let spare = sink.spare()?;
+        progress.wait_for(Wait::Nothing);
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(spare.len());
         let got = reader.read_data(spare.get_mut(..wanted).unwrap_or_default()).map_err(|mut error| {
             error.entry = Some(entry.path.clone());
@@ -107,4 +123,9 @@ fn store_segment<R: std::io::Read>(
         left -= got as u64;
     }
     Ok(())
+}
+
+/// Says what the next call of `sink` waits for, if it waits.
+fn wait_for(sink: &impl FileSink, progress: &Progress) {
+    progress.wait_for(if sink.is_compressing() { Wait::Compression } else { Wait::Disk });
 }

@@ -1,6 +1,6 @@
 //! How far a conversion is: numbers that the stages count up and that whoever shows them reads when it likes.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::convert::source::SourceImage;
 
@@ -11,6 +11,42 @@ pub struct Progress {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     entries: AtomicU64,
+    /// The layer being merged.
+    current: AtomicUsize,
+    wait: AtomicU8,
+}
+
+/// What the thread that merges is about to wait for, if it has to wait at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Wait {
+    /// Nothing: it works.
+    Nothing = 0,
+    /// The next bytes of a tar.
+    Tar = 1,
+    /// A free block, while blocks queue for compression.
+    Compression = 2,
+    /// A free block, while none does.
+    Disk = 3,
+    /// All layers are merged.
+    End = 4,
+}
+
+/// What a conversion is held up by at this moment. One look says little: look often and count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bottleneck {
+    /// The source, and the digest of what it sends.
+    Source,
+    /// Decompression of the layer being merged, and its diff ID.
+    Decompression,
+    /// Merging: nothing else is waited for.
+    Merge,
+    /// Compression of blocks.
+    Compression,
+    /// The disk that the image file is written to.
+    Disk,
+    /// All data is stored: metadata tables are written and the file is synced.
+    End,
 }
 
 /// Counters of one layer.
@@ -19,6 +55,8 @@ pub struct LayerProgress {
     state: AtomicU8,
     fetched: AtomicU64,
     total: Option<u64>,
+    /// Whether its decompression waits for the source.
+    starved: AtomicBool,
 }
 
 /// What is happening to a layer.
@@ -62,10 +100,44 @@ impl Progress {
         self.entries.load(Ordering::Relaxed)
     }
 
+    /// What holds the conversion up right now.
+    pub fn bottleneck(&self) -> Bottleneck {
+        const TAR: u8 = Wait::Tar as u8;
+        const COMPRESSION: u8 = Wait::Compression as u8;
+        const DISK: u8 = Wait::Disk as u8;
+        const END: u8 = Wait::End as u8;
+        match self.wait.load(Ordering::Relaxed) {
+            TAR if self.layer(self.current()).starved.load(Ordering::Relaxed) => Bottleneck::Source,
+            TAR => Bottleneck::Decompression,
+            COMPRESSION => Bottleneck::Compression,
+            DISK => Bottleneck::Disk,
+            END => Bottleneck::End,
+            _ => Bottleneck::Merge,
+        }
+    }
+
+    /// The layer being merged (0 = bottom).
+    pub fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wait_for(&self, wait: Wait) {
+        self.wait.store(wait as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn wait_for_tar(&self, layer: usize) {
+        self.current.store(layer, Ordering::Relaxed);
+        self.wait_for(Wait::Tar);
+    }
+
     pub(super) fn layer(&self, index: usize) -> &LayerProgress {
         /// Counts for nobody, when a caller brought the progress of another image.
-        static NOBODY: LayerProgress =
-            LayerProgress { state: AtomicU8::new(0), fetched: AtomicU64::new(0), total: None };
+        static NOBODY: LayerProgress = LayerProgress {
+            state: AtomicU8::new(0),
+            fetched: AtomicU64::new(0),
+            total: None,
+            starved: AtomicBool::new(false),
+        };
         self.layers.get(index).unwrap_or(&NOBODY)
     }
 
@@ -108,11 +180,41 @@ impl LayerProgress {
         self.state.fetch_max(state as u8, Ordering::Relaxed);
     }
 
+    pub(super) fn set_starved(&self, starved: bool) {
+        self.starved.store(starved, Ordering::Relaxed);
+    }
+
     pub(super) fn restart(&self) {
         self.fetched.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn add_fetched(&self, count: u64) {
         self.fetched.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bottleneck_of_a_starved_decompressor_is_the_source() {
+        let layers = vec![LayerProgress::default(), LayerProgress::default()];
+        let progress = Progress { layers, ..Progress::default() };
+        assert_eq!(progress.bottleneck(), Bottleneck::Merge);
+        progress.layer(0).set_starved(true);
+        progress.wait_for_tar(1);
+        assert_eq!(progress.bottleneck(), Bottleneck::Decompression);
+        progress.wait_for_tar(0);
+        assert_eq!(progress.bottleneck(), Bottleneck::Source);
+        for (wait, bottleneck) in [
+            (Wait::Compression, Bottleneck::Compression),
+            (Wait::Disk, Bottleneck::Disk),
+            (Wait::Nothing, Bottleneck::Merge),
+            (Wait::End, Bottleneck::End),
+        ] {
+            progress.wait_for(wait);
+            assert_eq!(progress.bottleneck(), bottleneck);
+        }
     }
 }

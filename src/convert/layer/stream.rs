@@ -18,7 +18,7 @@ use super::chunk::Spare;
 use super::decompress::{self, Compression};
 use super::verify::{Part, Verifier};
 use crate::convert::budget::Budget;
-use crate::convert::progress::{LayerState, Progress};
+use crate::convert::progress::{LayerProgress, LayerState, Progress, Wait};
 use crate::convert::source::{LayerInfo, Source, SourceError};
 use crate::image::digest::Digest;
 
@@ -141,13 +141,14 @@ impl Fetch {
         let Fetch { index, pieces, spare } = self;
         let (to_hash, inflated) = bounded(TAR_CHUNKS);
         let of_inflate = spare.clone();
-        let work = move || send_end(&to_hash, inflate(pieces, of_inflate, &to_hash, &budget));
+        let work =
+            move || send_end(&to_hash, inflate(pieces, of_inflate, progress.layer(index), &to_hash, &budget));
         start_thread(scope, format!("inflate-{index}"), work)?;
         let (to_reader, pieces) = bounded(TAR_CHUNKS);
         let layer = source.image().layers.get(index);
         let work = move || send_end(&to_reader, verify_tar(layer, &inflated, &to_reader));
         start_thread(scope, format!("diff-id-{index}"), work)?;
-        Ok(Tar { pieces, spare, chunk: Vec::new(), at: 0, end: None, progress })
+        Ok(Tar { index, pieces, spare, chunk: Vec::new(), at: 0, end: None, progress })
     }
 }
 
@@ -197,11 +198,13 @@ fn fetch(
 fn inflate(
     pieces: Receiver<Piece>,
     spare: Spare,
+    progress: &LayerProgress,
     next: &Sender<Piece>,
     budget: &Budget,
 ) -> Result<Compression, LayerError> {
     let taken = Arc::default();
-    let mut blob = Blob { pieces, spare, chunk: Vec::new(), at: 0, taken, ended: false, error: None };
+    let mut blob =
+        Blob { pieces, spare, progress, chunk: Vec::new(), at: 0, taken, ended: false, error: None };
     let Some(compression) = blob.next_chunk()? else { return Ok(Compression::Plain) };
     if compression == Compression::Plain {
         return pass_through(blob, next);
@@ -214,7 +217,7 @@ fn inflate(
     end.map(|()| compression)
 }
 
-fn pass_through(mut blob: Blob, next: &Sender<Piece>) -> Result<Compression, LayerError> {
+fn pass_through(mut blob: Blob<'_>, next: &Sender<Piece>) -> Result<Compression, LayerError> {
     let compression = Compression::Plain;
     loop {
         let bytes = std::mem::take(&mut blob.chunk);
@@ -225,7 +228,7 @@ fn pass_through(mut blob: Blob, next: &Sender<Piece>) -> Result<Compression, Lay
 }
 
 fn inflate_all(
-    blob: &mut Blob,
+    blob: &mut Blob<'_>,
     compression: Compression,
     next: &Sender<Piece>,
     budget: &Budget,
@@ -255,9 +258,10 @@ fn inflate_all(
 }
 
 /// The queue between fetching and decompressing, as the reader that decoders want.
-struct Blob {
+struct Blob<'a> {
     pieces: Receiver<Piece>,
     spare: Spare,
+    progress: &'a LayerProgress,
     chunk: Vec<u8>,
     at: usize,
     /// Bytes taken from the queue.
@@ -266,13 +270,16 @@ struct Blob {
     error: Option<LayerError>,
 }
 
-impl Blob {
+impl Blob<'_> {
     /// Waits for the next chunk; none at the end.
     fn next_chunk(&mut self) -> Result<Option<Compression>, LayerError> {
         if self.ended {
             return Ok(None);
         }
-        let Chunk { bytes, compression } = self.pieces.recv().unwrap_or(Err(LayerError::Stopped))?;
+        self.progress.set_starved(true);
+        let piece = self.pieces.recv();
+        self.progress.set_starved(false);
+        let Chunk { bytes, compression } = piece.unwrap_or(Err(LayerError::Stopped))?;
         self.taken.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.at = 0;
         self.spare.give_back(std::mem::replace(&mut self.chunk, bytes));
@@ -292,7 +299,7 @@ impl Blob {
     }
 }
 
-impl BufRead for Blob {
+impl BufRead for Blob<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at >= self.chunk.len()
             && let Err(error) = self.next_chunk()
@@ -308,7 +315,7 @@ impl BufRead for Blob {
     }
 }
 
-impl Read for Blob {
+impl Read for Blob<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.fill_buf()?.read(buffer)?;
         self.consume(count);
@@ -344,6 +351,7 @@ fn verify_tar(
 /// The reader's end of the queues.
 #[derive(Debug)]
 pub(crate) struct Tar<'a> {
+    index: usize,
     pieces: Receiver<Piece>,
     spare: Spare,
     chunk: Vec<u8>,
@@ -355,7 +363,10 @@ pub(crate) struct Tar<'a> {
 impl Tar<'_> {
     fn next_chunk(&mut self) {
         self.at = 0;
-        match self.pieces.recv().unwrap_or(Err(LayerError::Stopped)) {
+        self.progress.wait_for_tar(self.index);
+        let piece = self.pieces.recv();
+        self.progress.wait_for(Wait::Nothing);
+        match piece.unwrap_or(Err(LayerError::Stopped)) {
             Ok(chunk) => {
                 self.progress.add_bytes_in(chunk.bytes.len() as u64);
                 self.spare.give_back(std::mem::replace(&mut self.chunk, chunk.bytes));

@@ -298,6 +298,11 @@ impl Writer {
         self.pipeline.bytes_out()
     }
 
+    /// Whether blocks wait for a thread that compresses them.
+    pub fn is_compressing(&self) -> bool {
+        self.pipeline.is_compressing()
+    }
+
     /// Writes the tables and the superblock, padded to 4 KiB; gives back the output, positioned at its end,
     /// for what follows the squashfs (the trailer). Inodes that the root does not reach are left out.
     pub fn finish(self, tree: &Tree) -> Result<(File, Summary), WriteError> {

@@ -199,6 +199,10 @@ impl Pipeline {
         self.shared.bytes_out.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_compressing(&self) -> bool {
+        self.jobs.as_ref().is_some_and(|jobs| !jobs.is_empty())
+    }
+
     /// An empty block; waits for one when as many as allowed are under way.
     pub(super) fn block(&mut self) -> Result<Block, WriteError> {
         self.shared.check()?;
