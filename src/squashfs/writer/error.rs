@@ -61,6 +61,18 @@ pub enum WriteError {
         /// Handed over; at least this many where it was too much.
         got: u64,
     },
+    /// A block of an earlier image is not what it was.
+    #[error("cannot take over the block at byte {position}: {problem}")]
+    Stored {
+        /// [`BlockSource::number`](crate::squashfs::writer::BlockSource::number) of the file that has it.
+        number: usize,
+        /// Where in the file.
+        position: u64,
+        /// What is wrong with it.
+        problem: &'static str,
+        /// Why it cannot be read.
+        source: Option<io::Error>,
+    },
     /// Calls in an order that makes no sense: a bug of the caller.
     #[error("{0}")]
     OutOfTurn(&'static str),

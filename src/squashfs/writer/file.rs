@@ -1,7 +1,10 @@
 //! Files of at least one block: cut into blocks, zero blocks become holes.
 
+use std::sync::Arc;
+
 use crate::squashfs::writer::WriteError;
-use crate::squashfs::writer::pipeline::{Block, Pipeline, Role};
+use crate::squashfs::writer::pipeline::{Block, Content, Pipeline, Role};
+use crate::squashfs::writer::stored::{BlockSource, StoredBlock, StoredWord};
 
 /// Where a file's data was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +85,41 @@ impl BlockCutter {
         let holes_after = std::mem::take(&mut self.holes);
         let Some((block, holes_before)) = self.kept_back.take() else { return Ok(FileData::Zeros) };
         pipeline.submit(block, Role::Data { holes_before, last: Some(holes_after) })?;
+        Ok(self.next_run())
+    }
+
+    fn next_run(&mut self) -> FileData {
         let run = self.runs;
         self.runs = run.saturating_add(1);
-        Ok(FileData::Run(run))
+        FileData::Run(run)
+    }
+
+    /// A whole file from blocks that are compressed already. Each goes out as if it had just been compressed.
+    pub(super) fn take_over(
+        &mut self,
+        from: &Arc<BlockSource>,
+        words: &[StoredWord],
+        pipeline: &mut Pipeline,
+    ) -> Result<FileData, WriteError> {
+        let mut submit = |block: StoredBlock, holes_before, last| {
+            let content = Content::Stored(Arc::clone(from), block);
+            pipeline.take_over(content, Role::Data { holes_before, last })
+        };
+        let mut kept_back: Option<(StoredBlock, u32)> = None;
+        let mut holes = 0u32;
+        for word in words {
+            match word {
+                StoredWord::Holes(count) => holes = holes.saturating_add(*count),
+                StoredWord::Data(block) => {
+                    if let Some((earlier, before)) = kept_back.replace((*block, std::mem::take(&mut holes))) {
+                        submit(earlier, before, None)?;
+                    }
+                }
+            }
+        }
+        let Some((block, before)) = kept_back else { return Ok(FileData::Zeros) };
+        submit(block, before, Some(holes))?;
+        Ok(self.next_run())
     }
 }
 

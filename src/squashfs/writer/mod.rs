@@ -20,19 +20,26 @@ mod numbering;
 mod output;
 mod pipeline;
 mod sink;
+mod stored;
 mod tables;
 mod xattr;
 
 use std::fs::File;
+use std::sync::Arc;
 
 use crate::squashfs::compress::Compression;
 use crate::squashfs::format::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, METADATA_UNCOMPRESSED, SUPERBLOCK_SIZE};
 use crate::squashfs::writer::file::{BlockCutter, FileData, FileRecord};
 use crate::squashfs::writer::fragment::FragmentPacker;
+use crate::squashfs::writer::output::Layout;
 use crate::squashfs::writer::pipeline::Pipeline;
+use crate::squashfs::writer::stored::Slice;
 
 pub use crate::squashfs::writer::error::{
     EntryError, FILE_BLOCKS_MAX, SYMLINK_MAX, WriteError, XATTR_NAME_MAX, XATTR_VALUE_MAX,
+};
+pub use crate::squashfs::writer::stored::{
+    BlockSource, StoredBlock, StoredData, StoredFile, StoredFragment, StoredWord,
 };
 pub use crate::squashfs::writer::xattr::can_hold_xattr;
 
@@ -130,6 +137,7 @@ pub struct Writer {
     open: Option<OpenFile>,
     files: Vec<FileRecord>,
     data_bytes_in: u64,
+    recording: bool,
 }
 
 /// The file being written.
@@ -152,13 +160,22 @@ const NO_FILE: WriteError = WriteError::OutOfTurn("no file was begun");
 impl Writer {
     /// Starts an image at offset 0 of `output`, which must be empty and seekable.
     pub fn create(output: File, options: WriterOptions) -> Result<Writer, WriteError> {
+        Writer::start(output, options, false)
+    }
+
+    /// The same, and remembers what [`Writer::finish_recorded`] tells.
+    pub fn create_recording(output: File, options: WriterOptions) -> Result<Writer, WriteError> {
+        Writer::start(output, options, true)
+    }
+
+    fn start(output: File, options: WriterOptions, record: bool) -> Result<Writer, WriteError> {
         if !options.block_size.is_power_of_two()
             || !(BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&options.block_size)
         {
             return Err(WriteError::BlockSize(options.block_size));
         }
         options.compression.check().map_err(WriteError::Compress)?;
-        let pipeline = Pipeline::start(output, &head(options.compression), &options)?;
+        let pipeline = Pipeline::start(output, &head(options.compression), &options, record)?;
         Ok(Writer {
             options,
             pipeline,
@@ -167,6 +184,7 @@ impl Writer {
             open: None,
             files: Vec::new(),
             data_bytes_in: 0,
+            recording: record,
         })
     }
 
@@ -284,12 +302,60 @@ impl Writer {
             (_, true) => self.fragments.end(&mut self.pipeline)?,
             (_, false) => self.cutter.end(&mut self.pipeline)?,
         };
+        self.open = None;
+        self.add_file(FileRecord { size: file.size, data })
+    }
+
+    fn add_file(&mut self, record: FileRecord) -> Result<FileId, WriteError> {
         let id = u32::try_from(self.files.len())
             .map_err(|_| WriteError::TooMany { what: "files", limit: u64::from(u32::MAX) })?;
-        self.files.push(FileRecord { size: file.size, data });
-        self.open = None;
-        self.data_bytes_in = self.data_bytes_in.saturating_add(file.size);
+        self.data_bytes_in = self.data_bytes_in.saturating_add(record.size);
+        self.files.push(record);
         Ok(FileId(id))
+    }
+
+    /// Takes a whole file over from an image that has it already, compressed as this image wants it. The image
+    /// becomes the same as if the file had been written anew.
+    ///
+    /// What `file` says is checked against `from`, by a thread: a block that is not what it should be makes a
+    /// later call fail with [`WriteError::Stored`].
+    pub fn take_over(&mut self, from: &Arc<BlockSource>, file: &StoredFile) -> Result<FileId, WriteError> {
+        if self.open.is_some() {
+            return Err(WriteError::OutOfTurn("the file before was not ended"));
+        }
+        let block_size = u64::from(self.options.block_size);
+        let damaged = |problem| from.damaged(0, problem);
+        let data = match &file.data {
+            StoredData::Zeros => FileData::Zeros,
+            StoredData::Small { digest, fragment, offset } => {
+                let length = u32::try_from(file.size).ok().filter(|length| *length < self.options.block_size);
+                let length = length.ok_or_else(|| damaged("a small file is not small"))?;
+                let slice = Slice { from: Arc::clone(from), fragment: *fragment, offset: *offset, length };
+                if length == 0 || !slice.is_inside() || u64::from(fragment.length) > block_size {
+                    return Err(damaged("a small file lies outside its block"));
+                }
+                self.fragments.take_over(*digest, slice, &mut self.pipeline)?
+            }
+            StoredData::Blocks(words) => {
+                let blocks = |word: &StoredWord| match word {
+                    StoredWord::Data(_) => 1,
+                    StoredWord::Holes(count) => u64::from(*count),
+                };
+                if words.iter().map(blocks).sum::<u64>() != file.size.div_ceil(block_size) {
+                    return Err(damaged("a file has another number of blocks than its size needs"));
+                }
+                self.cutter.take_over(from, words, &mut self.pipeline)?
+            }
+        };
+        self.add_file(FileRecord { size: file.size, data })
+    }
+
+    /// Ends the fragment block being filled, so that files before and after share none.
+    pub fn end_fragment(&mut self) -> Result<(), WriteError> {
+        match self.open {
+            Some(_) => Err(WriteError::OutOfTurn("the file before was not ended")),
+            None => self.fragments.flush(&mut self.pipeline),
+        }
     }
 
     /// Bytes of compressed data handed to the output so far (for progress). A duplicate found makes it
@@ -305,14 +371,27 @@ impl Writer {
 
     /// Writes the tables and the superblock, padded to 4 KiB; gives back the output, positioned at its end,
     /// for what follows the squashfs (the trailer). Inodes that the root does not reach are left out.
-    pub fn finish(self, tree: &Tree) -> Result<(File, Summary), WriteError> {
+    pub fn finish(mut self, tree: &Tree) -> Result<(File, Summary), WriteError> {
+        self.recording = false;
+        self.finish_recorded(tree).map(|(file, summary, _)| (file, summary))
+    }
+
+    /// The same, and where every file's data is; only after [`Writer::create_recording`] that is more than
+    /// nothing.
+    pub fn finish_recorded(self, tree: &Tree) -> Result<(File, Summary, Written), WriteError> {
+        let recording = self.recording;
         let Writer { options, mut pipeline, mut fragments, open, files, data_bytes_in, .. } = self;
         if open.is_some() {
             return Err(WriteError::OutOfTurn("the last file was not ended"));
         }
         fragments.flush(&mut pipeline)?;
-        // What it remembers for duplicates makes room for the tables.
-        drop(fragments);
+        // Else what it remembers for duplicates makes room for the tables.
+        let digests = if recording {
+            fragments.into_digests()
+        } else {
+            drop(fragments);
+            Vec::new()
+        };
         let (sink, layout) = pipeline.finish()?;
         let data_bytes_out = sink.position() - head(options.compression).len() as u64;
         let (file, superblock) = tables::write(sink, &layout, &files, tree, &options)?;
@@ -322,7 +401,33 @@ impl Writer {
             data_bytes_in,
             data_bytes_out,
         };
-        Ok((file, summary))
+        Ok((file, summary, Written { files, layout, digests }))
+    }
+}
+
+/// Where a finished image has the data of its files.
+#[derive(Debug, Default)]
+pub struct Written {
+    files: Vec<FileRecord>,
+    layout: Layout,
+    /// Of the contents of small files, by fragment block and offset.
+    digests: Vec<((u32, u32), [u8; 32])>,
+}
+
+impl Written {
+    /// The data of a file, with positions in the image file; none if it was not recorded.
+    pub fn file(&self, id: FileId) -> Option<StoredFile> {
+        let record = self.files.get(usize::try_from(id.0).ok()?)?;
+        let data = match record.data {
+            FileData::Zeros => StoredData::Zeros,
+            FileData::Fragment { fragment, offset } => {
+                let at = self.digests.binary_search_by_key(&(fragment, offset), |(place, _)| *place).ok()?;
+                let (_, digest) = *self.digests.get(at)?;
+                StoredData::Small { digest, fragment: self.layout.stored_fragment(fragment)?, offset }
+            }
+            FileData::Run(run) => StoredData::Blocks(self.layout.stored_words(self.layout.run(run)?)?),
+        };
+        Some(StoredFile { size: record.size, data })
     }
 }
 

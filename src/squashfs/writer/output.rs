@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::squashfs::writer::WriteError;
 use crate::squashfs::writer::pipeline::{Block, Packed, Role, Shared};
 use crate::squashfs::writer::sink::Sink;
+use crate::squashfs::writer::stored::{StoredBlock, StoredFragment, StoredWord};
 
 /// In [`Layout::words`]: the other bits count holes. Sizes of blocks never reach this bit.
 const HOLES: u32 = 1 << 31;
@@ -44,6 +45,17 @@ pub(super) struct Layout {
     words: Vec<u32>,
     /// Offset and size word of each fragment block.
     pub(super) fragments: Vec<(u64, u32)>,
+    /// Digests of the stored blocks, where they are wanted.
+    record: Option<Record>,
+}
+
+/// What taking blocks over into a later image needs to know of them.
+#[derive(Debug, Default)]
+struct Record {
+    /// Of each of [`Layout::words`]; of no meaning for holes.
+    words: Vec<[u8; 32]>,
+    /// Of each fragment block, with its length before compression.
+    fragments: Vec<([u8; 32], u32)>,
 }
 
 impl Layout {
@@ -57,6 +69,29 @@ impl Layout {
             0 => BlockWords::Data(*word),
             _ => BlockWords::Holes(word & !HOLES),
         })
+    }
+
+    /// The blocks of a run with their digests; none if those were not recorded.
+    pub(super) fn stored_words(&self, run: Run) -> Option<Vec<StoredWord>> {
+        let digests = self.record.as_ref()?.words.get(run.first_word..)?;
+        let mut position = run.start;
+        let word = |(word, digest): (BlockWords, &[u8; 32])| match word {
+            BlockWords::Holes(count) => StoredWord::Holes(count),
+            BlockWords::Data(size_word) => {
+                let block = StoredBlock { position, size_word, digest: *digest };
+                position += u64::from(block.size());
+                StoredWord::Data(block)
+            }
+        };
+        Some(self.block_list(run).zip(digests).map(word).collect())
+    }
+
+    /// A fragment block with its digest; none if that was not recorded.
+    pub(super) fn stored_fragment(&self, index: u32) -> Option<StoredFragment> {
+        let index = usize::try_from(index).ok()?;
+        let (position, size_word) = *self.fragments.get(index)?;
+        let (digest, length) = *self.record.as_ref()?.fragments.get(index)?;
+        Some(StoredFragment { block: StoredBlock { position, size_word, digest }, length })
     }
 }
 
@@ -80,8 +115,9 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(sink: Sink, shared: Arc<Shared>) -> Output {
-        Output { sink, layout: Layout::default(), open: None, runs_by_digest: HashMap::new(), shared }
+    pub(super) fn new(sink: Sink, shared: Arc<Shared>, record: bool) -> Output {
+        let layout = Layout { record: record.then(Record::default), ..Layout::default() };
+        Output { sink, layout, open: None, runs_by_digest: HashMap::new(), shared }
     }
 
     /// Stores blocks by sequence number until no more can come.
@@ -114,8 +150,11 @@ impl Output {
 
     fn store(&mut self, packed: &Packed) -> Result<(), WriteError> {
         match packed.role {
-            Role::Fragment => {
+            Role::Fragment { length } => {
                 self.layout.fragments.push((self.sink.position(), packed.size_word));
+                if let Some(record) = &mut self.layout.record {
+                    record.fragments.push((packed.digest.unwrap_or_default(), length));
+                }
                 self.sink.append(packed.block.filled())?;
             }
             Role::Data { holes_before, last } => {
@@ -139,7 +178,7 @@ impl Output {
             });
         }
         self.push_holes(holes_before);
-        self.push_word(packed.size_word);
+        self.push_word(packed.size_word, packed.digest);
         if let (Some(open), Some(digest)) = (&mut self.open, packed.digest) {
             open.digest.update(digest);
         }
@@ -148,12 +187,15 @@ impl Output {
 
     fn push_holes(&mut self, holes: u32) {
         if holes > 0 {
-            self.push_word(holes | HOLES);
+            self.push_word(holes | HOLES, None);
         }
     }
 
-    fn push_word(&mut self, word: u32) {
+    fn push_word(&mut self, word: u32, digest: Option<[u8; 32]>) {
         self.layout.words.push(word);
+        if let Some(record) = &mut self.layout.record {
+            record.words.push(digest.unwrap_or_default());
+        }
         if let Some(open) = &mut self.open {
             open.digest.update(word.to_le_bytes());
         }
@@ -169,6 +211,9 @@ impl Output {
             Some(run) => {
                 self.sink.rewind(open.start);
                 self.layout.words.truncate(open.first_word);
+                if let Some(record) = &mut self.layout.record {
+                    record.words.truncate(open.first_word);
+                }
                 run
             }
             None => {
@@ -186,6 +231,6 @@ impl Layout {
     /// A layout whose run 0 is one data block at `start`.
     pub(super) fn with_one_block(start: u64, size_word: u32) -> Layout {
         let run = Run { start, first_word: 0, words: 1 };
-        Layout { runs: vec![run], words: vec![size_word], fragments: Vec::new() }
+        Layout { runs: vec![run], words: vec![size_word], ..Layout::default() }
     }
 }

@@ -19,6 +19,7 @@ use crate::squashfs::compress::Compressor;
 use crate::squashfs::format::DATA_UNCOMPRESSED;
 use crate::squashfs::writer::output::{Layout, Output};
 use crate::squashfs::writer::sink::Sink;
+use crate::squashfs::writer::stored::{BlockSource, Gatherer, Slice, StoredBlock};
 use crate::squashfs::writer::{WriteError, WriterOptions};
 
 /// Upper bound of the pool with many threads and large blocks, bytes.
@@ -31,7 +32,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn new(size: usize) -> Block {
+    pub(super) fn new(size: usize) -> Block {
         Block { bytes: vec![0; size].into_boxed_slice(), length: 0 }
     }
 
@@ -78,7 +79,10 @@ impl fmt::Debug for Block {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Role {
     /// The next fragment block.
-    Fragment,
+    Fragment {
+        /// Its bytes before compression.
+        length: u32,
+    },
     /// The next data block of the file being stored.
     Data {
         /// Holes of one block each between the block before and this one.
@@ -88,10 +92,22 @@ pub(super) enum Role {
     },
 }
 
+/// Where the content of a block comes from.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// The block holds it.
+    Here,
+    /// From an earlier image, already compressed; the block is only room for it.
+    Stored(Arc<BlockSource>, StoredBlock),
+    /// Small files out of blocks of earlier images; the block is only room for them.
+    Slices(Vec<Slice>),
+}
+
 #[derive(Debug)]
 struct Job {
     sequence: u64,
     block: Block,
+    content: Content,
     role: Role,
 }
 
@@ -102,7 +118,7 @@ pub(super) struct Packed {
     pub(super) block: Block,
     /// Size with the flag for an uncompressed block, as in block lists and the fragment table.
     pub(super) size_word: u32,
-    /// SHA-256 of the stored bytes, of data blocks only.
+    /// SHA-256 of the stored bytes; of fragment blocks only when the layout is recorded.
     pub(super) digest: Option<[u8; 32]>,
     pub(super) role: Role,
 }
@@ -156,8 +172,13 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the threads; the data region begins after `head`.
-    pub(super) fn start(file: File, head: &[u8], options: &WriterOptions) -> Result<Pipeline, WriteError> {
+    /// Starts the threads; the data region begins after `head`. `record` keeps the digests of all blocks.
+    pub(super) fn start(
+        file: File,
+        head: &[u8],
+        options: &WriterOptions,
+        record: bool,
+    ) -> Result<Pipeline, WriteError> {
         let threads = options.threads.max(1);
         let block_size = usize::try_from(options.block_size).unwrap_or(usize::MAX);
         let (jobs, jobs_in) = unbounded();
@@ -182,11 +203,12 @@ impl Pipeline {
                 packed: packed.clone(),
                 give_back: give_back.clone(),
                 shared: Arc::clone(&shared),
+                record,
             };
             let options = options.clone();
             pipeline.workers.push(spawn("squashfs-pack", move || worker.run(&options))?);
         }
-        let output = Output::new(Sink::new(file, head), shared);
+        let output = Output::new(Sink::new(file, head), shared, record);
         pipeline.storer = Some(spawn("squashfs-store", move || output.run(&packed_in, &give_back))?);
         Ok(pipeline)
     }
@@ -226,8 +248,18 @@ impl Pipeline {
 
     /// Hands a block over for compression; blocks are stored in the order of these calls.
     pub(super) fn submit(&mut self, block: Block, role: Role) -> Result<(), WriteError> {
+        self.send(block, Content::Here, role)
+    }
+
+    /// The same for a block whose content is elsewhere.
+    pub(super) fn take_over(&mut self, content: Content, role: Role) -> Result<(), WriteError> {
+        let block = self.block()?;
+        self.send(block, content, role)
+    }
+
+    fn send(&mut self, block: Block, content: Content, role: Role) -> Result<(), WriteError> {
         self.shared.check()?;
-        let job = Job { sequence: self.next_sequence, block, role };
+        let job = Job { sequence: self.next_sequence, block, content, role };
         self.next_sequence += 1;
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if sent { Ok(()) } else { Err(self.died()) }
@@ -279,6 +311,7 @@ struct Worker {
     packed: Sender<Option<Packed>>,
     give_back: Sender<Block>,
     shared: Arc<Shared>,
+    record: bool,
 }
 
 impl Worker {
@@ -296,13 +329,27 @@ impl Worker {
         let _watch = PanicWatch(self);
         let mut compressor =
             Compressor::new(options.compression, options.block_size).map_err(WriteError::Compress)?;
-        let mut scratch = Block::new(usize::try_from(options.block_size).unwrap_or(usize::MAX));
-        for job in &self.jobs {
+        let block_size = usize::try_from(options.block_size).unwrap_or(usize::MAX);
+        let mut scratch = Block::new(block_size);
+        let mut gatherer = Gatherer::new(options.compression.codec(), block_size);
+        for mut job in &self.jobs {
             if self.shared.has_failed() {
                 self.recycle(job.block);
                 continue;
             }
-            let packed = pack(job, &mut scratch, &mut compressor)?;
+            let packed = match &job.content {
+                Content::Stored(from, stored) => {
+                    from.read(stored, &mut job.block)?;
+                    let StoredBlock { size_word, digest, .. } = *stored;
+                    let Job { sequence, block, role, .. } = job;
+                    Packed { sequence, block, size_word, digest: Some(digest), role }
+                }
+                Content::Slices(slices) => {
+                    gatherer.gather(slices, &mut job.block)?;
+                    pack(job, &mut scratch, &mut compressor, self.record)?
+                }
+                Content::Here => pack(job, &mut scratch, &mut compressor, self.record)?,
+            };
             if self.packed.send(Some(packed)).is_err() {
                 return Err(WriteError::ThreadDied);
             }
@@ -336,8 +383,13 @@ impl Drop for PanicWatch<'_> {
 
 /// Compresses a block into `scratch`, which becomes the packed block while the job's becomes the next
 /// scratch; a block that does not shrink by 1/64 is kept as it is: reading it costs less than the space.
-fn pack(job: Job, scratch: &mut Block, compressor: &mut Compressor) -> Result<Packed, WriteError> {
-    let Job { sequence, mut block, role } = job;
+fn pack(
+    job: Job,
+    scratch: &mut Block,
+    compressor: &mut Compressor,
+    record: bool,
+) -> Result<Packed, WriteError> {
+    let Job { sequence, mut block, role, .. } = job;
     scratch.truncate(0);
     let worthwhile = block.len() - block.len() / 64 - usize::from(block.len() > 0);
     let compressed = compressor
@@ -352,9 +404,7 @@ fn pack(job: Job, scratch: &mut Block, compressor: &mut Compressor) -> Result<Pa
         None => DATA_UNCOMPRESSED,
     };
     let size_word = u32::try_from(block.len()).unwrap_or(u32::MAX) | flag;
-    let digest = match role {
-        Role::Data { .. } => Some(Sha256::digest(block.filled()).into()),
-        Role::Fragment => None,
-    };
+    let is_compared = record || matches!(role, Role::Data { .. });
+    let digest = is_compared.then(|| Sha256::digest(block.filled()).into());
     Ok(Packed { sequence, block, size_word, digest, role })
 }
