@@ -97,6 +97,18 @@ pub(crate) struct ConvertOptions {
     /// Bytes of a data block, a power of two from 4K to 1M
     #[arg(long, value_name = "SIZE", default_value = "128K", value_parser = parse_block_size)]
     pub(crate) block_size: u32,
+    /// Take layers converted before from DIR, and keep new ones there; 'auto' is $XDG_CACHE_HOME/hpcrun/layers
+    #[arg(long, value_name = "DIR", env = "HPCRUN_LAYER_CACHE", hide_env = true)]
+    pub(crate) layer_cache: Option<PathBuf>,
+    /// Use no layer cache, whatever HPCRUN_LAYER_CACHE and the site say
+    #[arg(long)]
+    pub(crate) no_layer_cache: bool,
+    /// Bytes that the layer cache may take [default: 20G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) layer_cache_size: Option<u64>,
+    /// File with paths in the image, one a line, whose data goes first
+    #[arg(long, value_name = "FILE")]
+    pub(crate) order: Option<PathBuf>,
     /// Platform to choose from an index: OS/ARCH[/VARIANT] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
@@ -221,6 +233,22 @@ fn parse_block_size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "must be a power of two from 4K to 1M".to_owned())
 }
 
+/// A size in bytes or with the suffix K, M, G or T.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let unit = text
+        .chars()
+        .last()
+        .and_then(|last| units.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(&last)));
+    let (digits, shift) = match unit {
+        Some((_, shift)) => (text.get(..text.len() - 1).unwrap_or_default(), shift),
+        None => (text, 0),
+    };
+    let size = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    size.and_then(|size| size.checked_mul(1 << shift))
+        .ok_or_else(|| "must be a number of bytes, or one with K, M, G or T behind it".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +268,18 @@ mod tests {
         }
         for text in ["", "K", "0", "3K", "2M", "-4K", "4096K", "99999999999", "1G", "\u{e9}"] {
             assert!(parse_block_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, size) in
+            [("0", Some(0)), ("1024", Some(1024)), ("20G", Some(20 << 30)), ("1t", Some(1 << 40))]
+        {
+            assert_eq!(parse_size(text).ok(), size, "{text}");
+        }
+        for text in ["", "G", "-1", "+1", "1.5G", "1GB", "99999999999T", "\u{e9}"] {
+            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 

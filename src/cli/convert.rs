@@ -9,9 +9,9 @@ use std::time::Instant;
 use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
-use crate::cli::{registry, site, size};
+use crate::cli::{layer_cache, registry, site, size};
 use crate::convert::source::{self, SourceImage, SourceOptions};
-use crate::convert::{self, Destination, Progress, Summary};
+use crate::convert::{self, Destination, Extras, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
@@ -67,15 +67,21 @@ fn run(
     let chosen = pipeline_options(options, &policy.rules().convert)?;
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
+    let order = layer_cache::order(options)?;
     let source = source::open(reference, &source_options(options, reference)?)
         .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
     let trailer = |squashfs: &writer::Summary| trailer(source.image(), &chosen).encode(squashfs.bytes_used);
-    let converted = convert::convert(&*source, &destination, &chosen, &progress, trailer);
+    let cache = layer_cache::open(options, &policy.rules().convert);
+    let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
+    let converted = convert::convert_with(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
     let summary = converted.map_err(|error| Failure::new(&error))?;
     warn_of_losses(&summary);
+    if let (Some(path), unknown @ 1..) = (&options.order, summary.unknown_paths) {
+        log::warn!("{unknown} of the paths in {} are no regular file of the image", path.display());
+    }
     if !quiet {
         let line = closing_line(dest, source.image(), &summary, begun);
         crate::cli::output::message(&line);
@@ -186,8 +192,12 @@ fn warn_of_losses(summary: &Summary) {
 
 fn closing_line(dest: &Path, image: &SourceImage, summary: &Summary, begun: Instant) -> String {
     let layers = image.layers.len();
+    let cached = match summary.cached_layers {
+        0 => String::new(),
+        cached => format!(" ({cached} cached)"),
+    };
     format!(
-        "{}: {} from {} in {layers} layer{}, {} inodes, in {}",
+        "{}: {} from {} in {layers} layer{}{cached}, {} inodes, in {}",
         dest.display(),
         size::bytes(summary.file_size),
         size::bytes(summary.squashfs.data_bytes_in),

@@ -8,6 +8,7 @@ mod doctor;
 mod image_file;
 mod inspect;
 mod launch;
+mod layer_cache;
 mod logger;
 mod output;
 mod progress;

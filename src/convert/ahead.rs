@@ -26,6 +26,8 @@ pub(super) struct Ahead<'scope, 'env> {
     progress: &'env Progress,
     budget: Budget,
     spare: Spare,
+    /// Layers that are opened only if somebody asks for them.
+    unlikely: Vec<bool>,
     /// The lowest layer that was started.
     started: usize,
     fetching: BTreeMap<usize, Fetch>,
@@ -38,27 +40,28 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         source: &'env dyn Source,
         progress: &'env Progress,
         budget: Budget,
+        unlikely: Vec<bool>,
     ) -> Ahead<'scope, 'env> {
         let started = source.image().layers.len();
-        Ahead {
-            scope,
-            source,
-            progress,
-            budget,
-            spare: Spare::new(),
-            started,
-            fetching: BTreeMap::new(),
-            opened: BTreeMap::new(),
-        }
+        let (fetching, opened) = (BTreeMap::new(), BTreeMap::new());
+        let spare = Spare::new();
+        Ahead { scope, source, progress, budget, spare, unlikely, started, fetching, opened }
+    }
+
+    fn is_unlikely(&self, index: usize) -> bool {
+        self.unlikely.get(index).copied().unwrap_or(false)
     }
 
     /// Starts fetching all layers down to `lowest`.
     fn fetch_down_to(&mut self, lowest: usize) -> Result<(), LayerError> {
         while self.started > lowest {
             let index = self.started - 1;
+            self.started = index;
+            if self.is_unlikely(index) {
+                continue;
+            }
             let fetch = Fetch::start(self.scope, self.source, index, self.progress, &self.spare)?;
             self.fetching.insert(index, fetch);
-            self.started = index;
         }
         Ok(())
     }
@@ -81,7 +84,7 @@ impl Layers for Ahead<'_, '_> {
         self.fetch_down_to(index)?;
         let tar = self.take(index)?;
         self.fetch_down_to(index.saturating_sub(FETCH_AHEAD))?;
-        if let Some(next) = index.checked_sub(1)
+        if let Some(next) = (0..index).rev().find(|next| !self.is_unlikely(*next))
             && !self.opened.contains_key(&next)
         {
             let ahead = self.take(next)?;

@@ -8,12 +8,16 @@
 //! to the compressing threads of the writer. Memory is bounded by the queues between them and by the names in the tree.
 
 mod ahead;
+mod attempt;
 pub mod budget;
+mod cache;
 mod created;
 mod error;
 pub mod layer;
 mod options;
+mod order;
 mod pack;
+mod pass;
 mod progress;
 mod publish;
 pub mod source;
@@ -23,21 +27,21 @@ use std::path::Path;
 
 pub use ahead::Layers;
 pub use budget::Budget;
+pub use cache::{CacheError, LayerCache};
 pub use error::{ConvertError, LayerName};
 pub use options::ConvertOptions;
+pub use order::Order;
 pub use pack::FileSink;
 pub use progress::{Bottleneck, LayerProgress, LayerState, Progress};
 pub use publish::Destination;
 
-use crate::squashfs::writer::{self, Tree, Writer, WriterOptions};
-use ahead::Ahead;
-use layer::stream::LayerStream;
-use layer::tar::{Counts, Reader};
-use pack::CopyError;
-use progress::Wait;
+use crate::squashfs::writer::{self, Tree, WriteError};
+use attempt::{Attempt, Image};
+use cache::Shelf;
+use pass::Pass;
 use publish::Unpublished;
 use source::{LayerInfo, Source};
-use tree::{Decision, LayerTree, Merge, MergeOptions, Notes, Rescan};
+use tree::{MergeOptions, Notes};
 
 /// What a conversion made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +54,20 @@ pub struct Summary {
     pub entries: u64,
     /// What could not be kept.
     pub notes: Notes,
+    /// Layers that came out of the layer cache.
+    pub cached_layers: u64,
+    /// Paths of [`Extras::order`] that are no regular file of the image.
+    pub unknown_paths: usize,
+}
+
+/// What a conversion can do without.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// Where to look for layers that were converted before, and to keep those that were not. The image file does not
+    /// depend on it.
+    pub cache: Option<&'a LayerCache>,
+    /// Files whose data goes first.
+    pub order: Option<&'a Order>,
 }
 
 /// Converts the image of `source` into one file at `destination`, which appears complete or not at all.
@@ -63,36 +81,54 @@ pub fn convert(
     progress: &Progress,
     trailer: impl FnOnce(&writer::Summary) -> Vec<u8>,
 ) -> Result<Summary, ConvertError> {
-    let image = source.image();
+    convert_with(Extras::default(), source, destination, options, progress, trailer)
+}
+
+/// The same with `extras`.
+pub fn convert_with(
+    extras: Extras<'_>,
+    source: &dyn Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    progress: &Progress,
+    trailer: impl FnOnce(&writer::Summary) -> Vec<u8>,
+) -> Result<Summary, ConvertError> {
     let path = &destination.path;
     let (unpublished, output) = Unpublished::create(destination)?;
-    let created = created::parse_created(&image.config.created);
-    let write_failed = |source| ConvertError::Write { path: path.clone(), source };
-    let mut writer = Writer::create(output, writer_options(options, created)).map_err(write_failed)?;
-    let merged = std::thread::scope(|scope| {
-        let mut layers = Ahead::new(scope, source, progress, options.budget);
-        merge_layers(
-            &image.layers,
-            &mut layers,
-            &mut writer,
-            &merge_options(options, created),
-            progress,
-            path,
-        )
-    })?;
-    progress.wait_for(Wait::End);
-    let (output, squashfs) = writer.finish(&merged.tree).map_err(write_failed)?;
+    let mut shelf = Shelf::new(extras.cache, options);
+    let image = loop {
+        let attempt = Attempt { source, options, progress, path, order: extras.order };
+        match attempt.write(&output, &mut shelf) {
+            Err(error) if restart(&error, source, &mut shelf) => {
+                progress.begin_anew();
+                output.set_len(0).map_err(|source| ConvertError::Trailer { path: path.clone(), source })?;
+            }
+            written => break written?,
+        }
+    };
+    let Image { squashfs, written, merged, unknown_paths } = image;
     progress.set_bytes_out(squashfs.data_bytes_out);
     let trailer = trailer(&squashfs);
     let file_size = publish::append(&output, squashfs.bytes_used, &trailer)
         .map_err(|source| ConvertError::Trailer { path: path.clone(), source })?;
-    unpublished.publish(&output)?;
-    Ok(Summary { squashfs, file_size, entries: merged.entries, notes: merged.notes })
+    let cached_layers = shelf.hits;
+    std::thread::scope(|scope| {
+        // While the disk is busy with the image file. Without a thread the layers are not kept, this once.
+        let fill = || shelf.fill(&output, &written);
+        let _ = std::thread::Builder::new().name("layer-cache".to_owned()).spawn_scoped(scope, fill);
+        unpublished.publish(&output)
+    })?;
+    let (entries, notes) = (merged.entries, merged.notes);
+    Ok(Summary { squashfs, file_size, entries, notes, cached_layers, unknown_paths })
 }
 
-fn writer_options(options: &ConvertOptions, mkfs_time: u32) -> WriterOptions {
-    let ConvertOptions { compression, block_size, jobs, .. } = *options;
-    WriterOptions { compression, block_size, threads: jobs.max(1), mkfs_time }
+/// Whether the conversion failed because of a cached layer, which is now left out.
+fn restart(error: &ConvertError, source: &dyn Source, shelf: &mut Shelf<'_>) -> bool {
+    let ConvertError::Write { source: WriteError::Stored { number, .. }, .. } = error else { return false };
+    let Some(layer) = source.image().layers.get(*number) else { return false };
+    log::info!("layer cache: {} is damaged: {}", layer.diff_id, cache::with_causes(error));
+    shelf.refuse(&layer.diff_id);
+    true
 }
 
 /// What a merge of layers needs to know of the options and of the image.
@@ -122,105 +158,7 @@ pub fn merge_layers(
     progress: &Progress,
     path: &Path,
 ) -> Result<Merged, ConvertError> {
-    let limit = options.budget.layers;
-    if infos.len() > limit {
-        return Err(ConvertError::Layers { count: infos.len(), limit });
-    }
-    let merge = Merge::new(*options);
-    let mut pass =
-        Pass { infos, sink, progress, path, budget: options.budget, merge, counts: Counts::default() };
-    for index in (0..infos.len()).rev() {
-        let wanted = pass.merge_layer(index, layers)?;
-        if !wanted.is_empty() {
-            pass.rescan_layer(index, layers, &wanted)?;
-        }
-        progress.layer(index).enter(LayerState::Merged);
-    }
-    let failed = |source| ConvertError::Merge { layer: LayerName::new(infos, 0), source };
-    let (tree, notes) = pass.merge.finish().map_err(failed)?;
-    Ok(Merged { tree, entries: pass.counts.entries, notes })
-}
-
-/// The one pass over all layers.
-struct Pass<'a, S> {
-    infos: &'a [LayerInfo],
-    sink: &'a mut S,
-    progress: &'a Progress,
-    path: &'a Path,
-    budget: Budget,
-    merge: Merge,
-    counts: Counts,
-}
-
-impl<S: FileSink> Pass<'_, S> {
-    /// Reads and verifies one layer and lays it under the result.
-    fn merge_layer(&mut self, index: usize, layers: &mut dyn Layers) -> Result<Rescan, ConvertError> {
-        let name = LayerName::new(self.infos, index);
-        let unusable = |source| ConvertError::Layer { layer: name.clone(), source };
-        let mut stream = layers.open(index).map_err(unusable)?;
-        let mut tree = self.merge.begin_layer();
-        let read = self.read_entries(&name, &mut *stream, &mut tree);
-        if read.as_ref().err().is_none_or(ConvertError::doubts_bytes) {
-            // Read to the end in any case: bytes behind the tar belong to the digests, and where the tar makes no sense
-            // a wrong digest is the better explanation.
-            stream.finish().map_err(unusable)?;
-        }
-        read?;
-        self.merge.end_layer(tree).map_err(|source| ConvertError::Merge { layer: name.clone(), source })
-    }
-
-    fn read_entries(
-        &mut self,
-        name: &LayerName,
-        stream: &mut dyn LayerStream,
-        tree: &mut LayerTree,
-    ) -> Result<(), ConvertError> {
-        let unreadable = |source| ConvertError::Tar { layer: name.clone(), source };
-        let mut reader = Reader::continuing(stream, self.budget, self.counts);
-        while let Some(entry) = reader.next_entry().map_err(unreadable)? {
-            self.progress.add_entry();
-            let decision = self.merge.apply(tree, &entry).map_err(|source| {
-                let entry_name = entry.path.as_slice().into();
-                ConvertError::Entry { layer: name.clone(), entry: entry_name, offset: entry.offset, source }
-            })?;
-            if let Decision::Store(leaf) = decision {
-                let file = pack::store_file(&mut reader, &entry, self.sink, self.progress);
-                self.merge.store(leaf, file.map_err(|error| self.copy_failed(name, error))?);
-                self.progress.set_bytes_out(self.sink.bytes_out());
-            }
-        }
-        self.counts = reader.counts();
-        Ok(())
-    }
-
-    /// Reads a layer again for the few files that turned out to be needed at its end.
-    fn rescan_layer(
-        &mut self,
-        index: usize,
-        layers: &mut dyn Layers,
-        wanted: &Rescan,
-    ) -> Result<(), ConvertError> {
-        let name = LayerName::new(self.infos, index);
-        let unusable = |source| ConvertError::Layer { layer: name.clone(), source };
-        let mut stream = layers.open(index).map_err(unusable)?;
-        let mut reader = Reader::new(&mut *stream, self.budget);
-        let unreadable = |source| ConvertError::Tar { layer: name.clone(), source };
-        let mut number = 0;
-        while let Some(entry) = reader.next_entry().map_err(unreadable)? {
-            if let Some(leaf) = wanted.get(&number) {
-                let file = pack::store_file(&mut reader, &entry, self.sink, self.progress);
-                self.merge.store(*leaf, file.map_err(|error| self.copy_failed(&name, error))?);
-            }
-            number += 1;
-        }
-        // The same digests again, so these are the same entries.
-        stream.finish().map_err(unusable)
-    }
-
-    fn copy_failed(&self, name: &LayerName, error: CopyError) -> ConvertError {
-        match error {
-            CopyError::Read(source) => ConvertError::Tar { layer: name.clone(), source },
-            CopyError::Write(source) => ConvertError::Write { path: self.path.to_owned(), source },
-        }
-    }
+    let mut pass = Pass::new(infos, sink, options, progress, path);
+    pass.walk(layers)?;
+    pass.finish()
 }

@@ -1,9 +1,11 @@
 //! File data on its way from the tar into the squashfs.
 
+use std::sync::Arc;
+
 use super::Progress;
 use super::layer::tar::{Entry, EntryKind, Reader, Segment, TarError};
 use super::progress::Wait;
-use crate::squashfs::writer::{FileId, WriteError, Writer};
+use crate::squashfs::writer::{BlockSource, FileId, StoredFile, WriteError, Writer};
 
 /// Where file data goes: the squashfs writer, or whatever a test puts in its place.
 pub trait FileSink {
@@ -22,6 +24,16 @@ pub trait FileSink {
     /// Whether data waits to be compressed; if not, a sink that makes its caller wait waits for the disk.
     fn is_compressing(&self) -> bool {
         false
+    }
+
+    /// Ends a layer: small files before and after share no block.
+    fn end_layer(&mut self) -> Result<(), WriteError> {
+        Ok(())
+    }
+
+    /// Takes over a whole file that is compressed already.
+    fn take_over(&mut self, _from: &Arc<BlockSource>, _file: &StoredFile) -> Result<FileId, WriteError> {
+        Err(WriteError::OutOfTurn("this sink has no use for compressed blocks"))
     }
 }
 
@@ -52,6 +64,14 @@ impl FileSink for Writer {
 
     fn is_compressing(&self) -> bool {
         Writer::is_compressing(self)
+    }
+
+    fn end_layer(&mut self) -> Result<(), WriteError> {
+        self.end_fragment()
+    }
+
+    fn take_over(&mut self, from: &Arc<BlockSource>, file: &StoredFile) -> Result<FileId, WriteError> {
+        Writer::take_over(self, from, file)
     }
 }
 

@@ -149,6 +149,12 @@ impl Progress {
         self.bytes_out.store(count, Ordering::Relaxed);
     }
 
+    /// The conversion begins anew.
+    pub(super) fn begin_anew(&self) {
+        self.bytes_in.store(0, Ordering::Relaxed);
+        self.entries.store(0, Ordering::Relaxed);
+    }
+
     pub(super) fn add_entry(&self) {
         self.entries.fetch_add(1, Ordering::Relaxed);
     }
@@ -186,6 +192,11 @@ impl LayerProgress {
 
     pub(super) fn restart(&self) {
         self.fetched.store(0, Ordering::Relaxed);
+    }
+
+    /// The layer came from elsewhere: its blob is not going to be read.
+    pub(super) fn pass_over(&self) {
+        self.fetched.store(self.total.unwrap_or(0), Ordering::Relaxed);
     }
 
     pub(super) fn add_fetched(&self, count: u64) {

@@ -292,6 +292,10 @@ fn read_convert(mut section: Section<'_, '_>) -> ConvertLimits {
         max_size_bytes: section.size_bytes("max_size"),
         max_entries: section.number("max_entries", 1..=u64::from(u32::MAX)),
         max_jobs: section.number("max_jobs", 1..=1024),
+        layer_cache: section
+            .string("layer_cache")
+            .and_then(|text| absolute(section.document(), &text, "convert.layer_cache")),
+        layer_cache_size: section.size_bytes("layer_cache_size"),
     };
     section.finish();
     limits

@@ -185,6 +185,10 @@ pub struct ConvertLimits {
     pub max_entries: Option<Located<u64>>,
     /// Compressing threads.
     pub max_jobs: Option<Located<u64>>,
+    /// Directory of each user's layer cache; none means that there is one only if the user names it.
+    pub layer_cache: Option<Template>,
+    /// Bytes that a layer cache may take.
+    pub layer_cache_size: Option<Located<u64>>,
 }
 
 /// A tree that the site has mounted from an image file.

@@ -5,10 +5,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
@@ -102,6 +103,51 @@ pub fn unlink(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
     }
 }
 
+/// Copies `length` bytes between files, which share them afterwards where the file system can (`copy_file_range(2)`).
+/// `EIO` if the source is shorter.
+pub fn copy_range(
+    from: &File,
+    from_offset: u64,
+    to: &File,
+    to_offset: u64,
+    length: u64,
+) -> Result<(), Error> {
+    let refused = |errno| Error::new(format!("copy_file_range({from_offset}, {to_offset}, {length})"), errno);
+    let signed = |offset: u64| i64::try_from(offset).map_err(|_| refused(Errno::EOVERFLOW));
+    let (mut at, mut to_at) = (signed(from_offset)?, signed(to_offset)?);
+    let end = signed(from_offset.saturating_add(length))?;
+    while at < end {
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPY_MAX);
+        match copy_file_range(from, Some(&mut at), to, Some(&mut to_at), left) {
+            Ok(0) => return Err(refused(Errno::EIO)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            // Between file systems before Linux 5.3, or a file system that knows no such call.
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM) => {
+                return copy_by_hand(from, at, to, to_at, end)
+                    .map_err(|error| Error::from_io("copy", &error));
+            }
+            Err(errno) => return Err(refused(errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes copied by one call, so that a signal does not have to wait for all.
+const COPY_MAX: usize = 64 << 20;
+
+fn copy_by_hand(from: &File, mut at: i64, to: &File, mut to_at: i64, end: i64) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    while at < end {
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+        let piece = buffer.get_mut(..left).unwrap_or_default();
+        from.read_exact_at(piece, at.unsigned_abs())?;
+        to.write_all_at(piece, to_at.unsigned_abs())?;
+        let moved = i64::try_from(left).unwrap_or_default();
+        (at, to_at) = (at + moved, to_at + moved);
+    }
+    Ok(())
+}
+
 /// Waits until a file's contents are on the disk.
 pub fn sync(file: &File) -> Result<(), Error> {
     file.sync_all().map_err(|error| Error::from_io("fsync(image file)", &error))
@@ -120,4 +166,29 @@ pub fn in_memory(name: &std::ffi::CStr) -> Result<File, Error> {
     nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
         .map(File::from)
         .map_err(|errno| Error::new(format!("memfd_create({name:?})"), errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_copy_do_the_same() {
+        let content: Vec<u8> = (0..3_000_000u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let from = tempfile::tempfile().unwrap();
+        from.write_all_at(&content, 0).unwrap();
+        for by_hand in [false, true] {
+            let to = tempfile::tempfile().unwrap();
+            match by_hand {
+                false => copy_range(&from, 4096, &to, 8192, 2_500_000).unwrap(),
+                true => copy_by_hand(&from, 4096, &to, 8192, 2_504_096).unwrap(),
+            }
+            let mut got = vec![0; 2_500_000];
+            to.read_exact_at(&mut got, 8192).unwrap();
+            assert!(got == content[4096..2_504_096]);
+            assert_eq!(to.metadata().unwrap().len(), 2_508_192);
+        }
+        let error = copy_range(&from, 2_999_999, &tempfile::tempfile().unwrap(), 0, 2).unwrap_err();
+        assert_eq!(error.errno, Errno::EIO);
+    }
 }

@@ -24,6 +24,7 @@ mod hostile_squashfs;
 mod image_server;
 mod launch;
 mod layer_building;
+mod layer_cache;
 mod layer_cases;
 mod manual;
 mod merge;

@@ -8,7 +8,7 @@
     reason = "what a test cannot get fails it"
 )]
 
-mod scripted;
+pub(crate) mod scripted;
 
 use std::ffi::OsStr;
 use std::io::Read;

@@ -3,7 +3,7 @@
 use super::TreeError;
 use super::leaf::{LeafId, LeafKind};
 use super::merge::Merge;
-use super::meta::{Meta, MetaId};
+use super::meta::{Meta, MetaId, Notes};
 use super::names::NameId;
 use super::nodes::{NodeId, Nodes, ROOT};
 use crate::convert::layer::path::{self, Components, Meaning};
@@ -30,6 +30,8 @@ pub struct LayerTree {
     pub(super) links: Vec<Link>,
     link_bytes: u64,
     entries: u32,
+    /// What was left out of the layers above.
+    pub(super) notes_before: Notes,
 }
 
 /// A node of the layer's own tree.
@@ -60,13 +62,14 @@ pub(super) struct Link {
 }
 
 impl LayerTree {
-    pub(super) fn new() -> LayerTree {
+    pub(super) fn new(notes_before: Notes) -> LayerTree {
         LayerTree {
             own: Nodes::new(Own::Directory(None)),
             masks: Nodes::new(Mask::default()),
             links: Vec::new(),
             link_bytes: 0,
             entries: 0,
+            notes_before,
         }
     }
 

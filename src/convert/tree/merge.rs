@@ -90,7 +90,12 @@ impl Merge {
 
     /// Begins the next layer down.
     pub fn begin_layer(&self) -> LayerTree {
-        LayerTree::new()
+        LayerTree::new(self.metas.notes)
+    }
+
+    /// Gives up a layer that is going to be read again: nothing of it is part of the result.
+    pub fn abandon_layer(&mut self, layer: LayerTree) {
+        self.metas.notes = layer.notes_before;
     }
 
     /// The data of a file is stored.
