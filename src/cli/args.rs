@@ -33,8 +33,9 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Turn an image into one image file
     ///
-    /// SOURCE is docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST], docker-archive:FILE[:REF], oci-archive:FILE[:REF]
-    /// or oci:DIR[:REF]. Nothing is unpacked and no scratch space is used; DEST appears when it is complete.
+    /// SOURCE is docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST], docker-archive:FILE[:REF], oci-archive:FILE[:REF],
+    /// oci:DIR[:REF], docker-daemon:NAME, tar:FILE or dir:DIR (a root file system), sif:FILE or squashfs:FILE.
+    /// FILE may be - for standard input. Nothing is unpacked; DEST appears when it is complete.
     Convert(Convert),
     /// Fetch an image from a registry into one image file
     ///
@@ -51,6 +52,11 @@ pub(crate) enum Verb {
     Run(Run),
     /// Open a shell in an image
     Shell(Shell),
+    /// Write an image file as a tar or as an OCI archive
+    ///
+    /// What comes out is the tree of the image; 'hpcrun convert tar:FILE' or 'oci-archive:FILE' makes it an image file
+    /// again, 'docker load' and 'podman load' take the OCI archive.
+    Export(Export),
     /// Show what an image file holds
     Inspect(Inspect),
     /// Check whether this node can run images, and say what to change
@@ -112,12 +118,66 @@ pub(crate) struct ConvertOptions {
     /// Platform to choose from an index: OS/ARCH[/VARIANT] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
+    /// Take layers that their manifest declares foreign or not to be distributed
+    #[arg(long)]
+    pub(crate) allow_foreign: bool,
+    /// Owner of everything that is read from dir:DIR: UID[:GID] or root [default: as on disk]
+    #[arg(long, value_name = "OWNER", value_parser = parse_owner)]
+    pub(crate) owner: Option<(u32, u32)>,
     /// Speak plain HTTP to the registry (loopback registries need no such leave)
     #[arg(long)]
     pub(crate) plain_http: bool,
     /// File with registry credentials, in the format of docker's config.json
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env = true)]
     pub(crate) authfile: Option<PathBuf>,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Image file, or a SIF
+    pub(crate) image: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = ExportFormat::Tar)]
+    pub(crate) format: ExportFormat,
+    /// File to write [default: -, standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace the file if it exists
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Compression of the tar, or of the layer [default: none for tar, gzip for oci]
+    #[arg(long, value_enum)]
+    pub(crate) compression: Option<ExportCompression>,
+    /// Compression level [default: gzip 6, zstd 3]
+    #[arg(long, value_name = "N")]
+    pub(crate) level: Option<u32>,
+    /// Compression threads [default: the CPUs this process may use]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+    /// Name of the image in an OCI archive [default: as it was pulled, else 'latest']
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A tar of the root file system
+    Tar,
+    /// A tar of an OCI layout with one layer and the image's config
+    Oci,
+}
+
+/// How `export` compresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportCompression {
+    /// Not at all
+    None,
+    /// Understood by everything
+    Gzip,
+    /// Faster and smaller
+    Zstd,
 }
 
 /// Codecs that the writer offers.
@@ -249,6 +309,16 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "must be a number of bytes, or one with K, M, G or T behind it".to_owned())
 }
 
+/// `root`, `UID` or `UID:GID`; a group that is not named is the one with the user's number.
+fn parse_owner(text: &str) -> Result<(u32, u32), String> {
+    let number = |text: &str| match text {
+        "root" => Some(0),
+        text => text.parse::<u32>().ok().filter(|id| *id != u32::MAX),
+    };
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    number(uid).zip(number(gid)).ok_or_else(|| "must be root, UID or UID:GID".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +350,16 @@ mod tests {
         }
         for text in ["", "G", "-1", "+1", "1.5G", "1GB", "99999999999T", "\u{e9}"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn owners() {
+        for (text, owner) in [("root", (0, 0)), ("1000", (1000, 1000)), ("0:7", (0, 7)), ("7:root", (7, 0))] {
+            assert_eq!(parse_owner(text), Ok(owner), "{text}");
+        }
+        for text in ["", ":", "1:", ":1", "-1", "me", "4294967295", "4294967296", "1:2:3"] {
+            assert!(parse_owner(text).is_err(), "{text}");
         }
     }
 

@@ -1,6 +1,9 @@
 //! `hpcrun convert` and `hpcrun pull`: from what was typed to one call of the pipeline, and a closing line.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::{layer_cache, registry, site, size};
-use crate::convert::source::{self, SourceImage, SourceOptions};
+use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
 use crate::convert::{self, Destination, Extras, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
@@ -68,7 +71,7 @@ fn run(
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
     let order = layer_cache::order(options)?;
-    let source = source::open(reference, &source_options(options, reference)?)
+    let source = source::open(reference, &source_options(options, reference, dest)?)
         .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
@@ -136,12 +139,51 @@ fn compression(codec: Compressor, level: Option<u32>) -> Result<Compression, Fai
     })
 }
 
-fn source_options(options: &ConvertOptions, reference: &SourceReference) -> Result<SourceOptions, Failure> {
+fn source_options(
+    options: &ConvertOptions,
+    reference: &SourceReference,
+    dest: &Path,
+) -> Result<SourceOptions, Failure> {
     let platform = match &options.platform {
         Some(text) => Platform::parse(text).map_err(|error| Failure::plain(error.to_string()))?,
         None => Platform::host(),
     };
-    Ok(SourceOptions { platform, registry: registry::options(options, reference)? })
+    if options.owner.is_some() && !matches!(reference, SourceReference::Directory(_)) {
+        return Err(Failure::plain("--owner is for dir: only; other sources say who owns what"));
+    }
+    let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    Ok(SourceOptions {
+        platform,
+        registry: registry::options(options, reference)?,
+        allow_foreign: options.allow_foreign,
+        input: standard_input(),
+        scratch: parent.to_owned(),
+        docker_socket: docker_socket(reference)?,
+        ownership: options.owner.map_or(Ownership::Kept, |(uid, gid)| Ownership::Of { uid, gid }),
+    })
+}
+
+/// Standard input, unless a person sits at it.
+fn standard_input() -> Option<Arc<File>> {
+    let input = std::io::stdin();
+    let own = input.as_fd().try_clone_to_owned().ok().filter(|_| !input.is_terminal());
+    own.map(|own| Arc::new(File::from(own)))
+}
+
+/// The socket that docker and podman would be spoken to through.
+fn docker_socket(reference: &SourceReference) -> Result<PathBuf, Failure> {
+    const DEFAULT: &str = "/var/run/docker.sock";
+    let host = std::env::var_os("DOCKER_HOST").filter(|host| !host.is_empty());
+    let (Some(host), SourceReference::DockerDaemon(_)) = (host, reference) else {
+        return Ok(PathBuf::from(DEFAULT));
+    };
+    match host.as_bytes().strip_prefix(b"unix://") {
+        Some(path) if path.starts_with(b"/") => Ok(PathBuf::from(OsStr::from_bytes(path))),
+        _ => {
+            let message = format!("DOCKER_HOST is {host:?}: docker-daemon: speaks to a unix:///PATH only");
+            Err(Failure::plain(message).hint("docker save NAME | hpcrun convert docker-archive:- DEST"))
+        }
+    }
 }
 
 /// What the trailer says of the image and of how it was converted.
@@ -149,10 +191,9 @@ fn trailer(image: &SourceImage, options: &convert::ConvertOptions) -> Trailer {
     let layers = image
         .layers
         .iter()
-        .map(|layer| LayerProvenance {
-            digest: layer.digest.as_ref().map(ToString::to_string),
-            diff_id: layer.diff_id.to_string(),
-            size: layer.size,
+        .filter_map(|layer| {
+            let digest = layer.digest.as_ref().map(ToString::to_string);
+            Some(LayerProvenance { digest, diff_id: layer.diff_id.as_ref()?.to_string(), size: layer.size })
         })
         .collect();
     let (codec, level) = match options.compression {
@@ -161,12 +202,13 @@ fn trailer(image: &SourceImage, options: &convert::ConvertOptions) -> Trailer {
         Compression::Xz(level) => ("xz", i32::try_from(level).ok()),
         Compression::Lz4 => ("lz4", None),
     };
+    let manifest_digest = (!image.manifest.is_empty()).then(|| image.manifest_digest.to_string());
     Trailer {
         manifest: image.manifest.clone(),
         config: image.config.raw.clone(),
         provenance: Provenance {
             origin: image.origin.clone(),
-            manifest_digest: image.manifest_digest.to_string(),
+            manifest_digest: manifest_digest.unwrap_or_default(),
             manifest_media_type: image.manifest_media_type.clone(),
             platform: image.config.platform().map(|platform| platform.to_string()).unwrap_or_default(),
             layers,

@@ -1,6 +1,6 @@
 //! An image file as the verbs see it: opened once, its squashfs and its trailer checked.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::report::Failure;
 use crate::hint::Hint;
 use crate::image::config::{ConfigError, ImageConfig};
+use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
 use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions};
 
@@ -24,6 +25,8 @@ pub(crate) struct ImageFile {
     pub(crate) length: u64,
     /// Device, inode and modification time in nanoseconds.
     pub(crate) identity: (u64, u64, i128),
+    /// Whether the squashfs lies in a SIF.
+    pub(crate) is_sif: bool,
     trailer: Option<Contents>,
 }
 
@@ -53,6 +56,14 @@ pub(crate) enum ImageFileError {
         path: PathBuf,
         /// The cause.
         source: ReadError,
+    },
+    /// It is a SIF that cannot be used.
+    #[error("cannot use image {}", path.display())]
+    Sif {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: SifError,
     },
     /// Its trailer is no good.
     #[error("cannot use image {}", path.display())]
@@ -86,9 +97,10 @@ impl Hint for ImageFileError {
             ImageFileError::Squashfs { source, .. } if !matches!(source, ReadError::Superblock { .. }) => {
                 source.hints()
             }
+            ImageFileError::Sif { source, .. } => source.hints(),
             ImageFileError::NotRegular { .. } | ImageFileError::Squashfs { .. } => {
                 vec![
-                    "an image file is what 'hpcrun convert' or 'hpcrun pull' wrote, or any squashfs 4.0"
+                    "an image file is what 'hpcrun convert' or 'hpcrun pull' wrote, or any squashfs 4.0 or SIF"
                         .to_owned(),
                 ]
             }
@@ -111,6 +123,12 @@ impl ImageFile {
         }
         let length = metadata.len();
         let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        let identity = (metadata.dev(), metadata.ino(), modified);
+        let mut start = [0; sif::HEADER_BYTES];
+        if read_at(0, &mut start).is_ok() && sif::is_sif(&start) {
+            return ImageFile::open_sif(path, file, length, identity);
+        }
         let trailer = Contents::read(length, &read_at)
             .map_err(|source| ImageFileError::Trailer { path: path.clone(), source })?;
         let config = match &trailer {
@@ -123,11 +141,26 @@ impl ImageFile {
                     .map_err(|source| ImageFileError::Config { path: path.clone(), source })?
             }
         };
-        let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        let identity = (metadata.dev(), metadata.ino(), modified);
         let filesystem = Filesystem::open(file, 0, ReaderOptions::default())
             .map_err(|source| ImageFileError::Squashfs { path: path.clone(), source })?;
-        Ok(ImageFile { path, filesystem, config, length, identity, trailer })
+        Ok(ImageFile { path, filesystem, config, length, identity, is_sif: false, trailer })
+    }
+
+    /// The root file system of a SIF.
+    fn open_sif(
+        path: PathBuf,
+        file: File,
+        length: u64,
+        identity: (u64, u64, i128),
+    ) -> Result<ImageFile, ImageFileError> {
+        let of_sif = |source| ImageFileError::Sif { path: path.clone(), source };
+        let sif = Sif::read(length, &|offset, bytes| file.read_exact_at(bytes, offset)).map_err(of_sif)?;
+        let unreadable = |source| ImageFileError::Squashfs { path: path.clone(), source };
+        let filesystem = Filesystem::open(file, sif.offset, ReaderOptions::default()).map_err(unreadable)?;
+        let runscript = filesystem.resolve(Sif::runscript().as_bytes()).map_err(unreadable)?;
+        let config =
+            sif.config(runscript.is_some(), &|offset, bytes| filesystem.file().read_exact_at(bytes, offset));
+        Ok(ImageFile { path, filesystem, config, length, identity, is_sif: true, trailer: None })
     }
 
     /// The inode at an absolute path of the image, links followed inside it.

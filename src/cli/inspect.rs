@@ -42,6 +42,7 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
     line("file", &image.path.to_string_lossy());
     line("", &kind);
     match provenance {
+        None if image.is_sif => line("origin", "unknown: this is a SIF"),
         None => line("origin", "unknown: this squashfs has no hpcrun trailer"),
         Some(provenance) => {
             line("origin", &provenance.origin);

@@ -5,6 +5,7 @@
 mod args;
 mod convert;
 mod doctor;
+mod export;
 mod image_file;
 mod inspect;
 mod launch;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.verb {
         Verb::Convert(args) => convert::convert(&args, cli.quiet),
         Verb::Pull(args) => convert::pull(&args, cli.quiet),
+        Verb::Export(args) => export::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),

@@ -48,7 +48,8 @@ impl<'a> Attempt<'a> {
             false => Writer::create(own, options),
         };
         let mut writer = writer.map_err(write_failed)?;
-        let merge_options = merge_options(self.options, created);
+        let whole_tree = self.source.image().whole_tree;
+        let merge_options = MergeOptions { whole_tree, ..merge_options(self.options, created) };
         let surveyed = match self.order.filter(|order| !order.is_empty()) {
             Some(order) => self.store_listed(order, &mut writer, &merge_options, shelf)?,
             None => Surveyed::default(),
@@ -107,7 +108,8 @@ impl<'a> Attempt<'a> {
     }
 
     fn is_cached(&self, shelf: &Shelf<'_>, index: usize) -> bool {
-        self.source.image().layers.get(index).is_some_and(|layer| shelf.has(&layer.diff_id))
+        let diff_id = self.source.image().layers.get(index).and_then(|layer| layer.diff_id.as_ref());
+        diff_id.is_some_and(|diff_id| shelf.has(diff_id))
     }
 
     /// The layers of the source; those that are `unlikely` to be wanted are not fetched ahead.

@@ -146,13 +146,13 @@ pub struct LayerName {
     pub index: usize,
     /// How many there are.
     pub count: usize,
-    /// Digest of the blob; the diff ID where there is none.
+    /// Digest of the blob; the diff ID where there is none; empty where there is neither.
     pub digest: Box<str>,
 }
 
 impl LayerName {
     pub(super) fn new(layers: &[LayerInfo], index: usize) -> LayerName {
-        let digest = layers.get(index).map(|layer| layer.digest.as_ref().unwrap_or(&layer.diff_id));
+        let digest = layers.get(index).and_then(|layer| layer.digest.as_ref().or(layer.diff_id.as_ref()));
         let digest = digest.map_or("", |digest| digest.as_str()).into();
         LayerName { index, count: layers.len(), digest }
     }
@@ -163,6 +163,10 @@ impl fmt::Display for LayerName {
         /// As many characters as docker shows, and the algorithm.
         const SHOWN: usize = "sha256:".len() + 12;
         let digest = self.digest.get(..SHOWN).unwrap_or(&self.digest);
-        write!(f, "layer {} of {} ({digest})", self.index + 1, self.count)
+        match digest {
+            // What was no image before: there is nothing to tell apart.
+            "" => f.write_str("the root file system"),
+            digest => write!(f, "layer {} of {} ({digest})", self.index + 1, self.count),
+        }
     }
 }

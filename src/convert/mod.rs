@@ -13,6 +13,8 @@ pub mod budget;
 mod cache;
 mod created;
 mod error;
+pub mod export;
+mod generate;
 pub mod layer;
 mod options;
 mod order;
@@ -125,16 +127,17 @@ pub fn convert_with(
 /// Whether the conversion failed because of a cached layer, which is now left out.
 fn restart(error: &ConvertError, source: &dyn Source, shelf: &mut Shelf<'_>) -> bool {
     let ConvertError::Write { source: WriteError::Stored { number, .. }, .. } = error else { return false };
-    let Some(layer) = source.image().layers.get(*number) else { return false };
-    log::info!("layer cache: {} is damaged: {}", layer.diff_id, cache::with_causes(error));
-    shelf.refuse(&layer.diff_id);
+    let layer = source.image().layers.get(*number);
+    let Some(diff_id) = layer.and_then(|layer| layer.diff_id.as_ref()) else { return false };
+    log::info!("layer cache: {diff_id} is damaged: {}", cache::with_causes(error));
+    shelf.refuse(diff_id);
     true
 }
 
 /// What a merge of layers needs to know of the options and of the image.
 pub fn merge_options(options: &ConvertOptions, implied_mtime: u32) -> MergeOptions {
     let ConvertOptions { budget, root_meta, keep_trusted_xattrs, .. } = *options;
-    MergeOptions { budget, root_meta, keep_trusted_xattrs, implied_mtime }
+    MergeOptions { budget, root_meta, whole_tree: false, keep_trusted_xattrs, implied_mtime }
 }
 
 /// The tree that all layers make together; its file data is already in the sink.

@@ -174,7 +174,7 @@ impl<'a, 'c, 'o, 's, S: FileSink> Pass<'a, 'c, 'o, 's, S> {
 
     fn begin_record(&self, index: usize) -> Option<LayerRecord> {
         let shelf = self.shelf.as_ref().filter(|_| self.records)?;
-        shelf.record(&self.infos.get(index)?.diff_id)
+        shelf.record(self.infos.get(index)?.diff_id.as_ref()?)
     }
 
     /// Reads and verifies one layer.
@@ -269,7 +269,7 @@ impl<'a, 'c, 'o, 's, S: FileSink> Pass<'a, 'c, 'o, 's, S> {
 
     /// The layer out of the cache, if it is there and within the budget: a refusal is the reader's, not ours.
     fn find_cached(&self, index: usize) -> Option<CachedLayer> {
-        let layer = self.shelf.as_ref()?.find(&self.infos.get(index)?.diff_id, index)?;
+        let layer = self.shelf.as_ref()?.find(self.infos.get(index)?.diff_id.as_ref()?, index)?;
         let counts = layer.counts_after(self.counts)?;
         let Budget { entries, file_bytes, stream_bytes, .. } = self.budget;
         let fits =

@@ -79,6 +79,8 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     /// `artifactType`; empty when absent.
     pub artifact_type: String,
+    /// Whether `urls` names other places to fetch the content from.
+    pub has_urls: bool,
 }
 
 impl Descriptor {
@@ -90,6 +92,11 @@ impl Descriptor {
     /// The annotation `name`.
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether this layer is declared to lie elsewhere or not to be passed on (base layers of Windows, mostly).
+    pub fn is_foreign(&self) -> bool {
+        self.has_urls || is_foreign_type(&self.media_type)
     }
 
     /// Whether this index entry can be an image: no attestation (buildx: platform `unknown/unknown`), no artifact.
@@ -119,8 +126,15 @@ impl Descriptor {
             annotations: json::string_map(members, "annotations", &prefix)?,
             platform: platform(members, &prefix)?,
             artifact_type: json::string(members, "artifactType", &prefix)?,
+            has_urls: !json::array(members, "urls", &prefix)?.is_empty(),
         })
     }
+}
+
+/// Whether a media type is of layers that are not to be passed on.
+pub fn is_foreign_type(media_type: &str) -> bool {
+    let media_type = media_type.to_ascii_lowercase();
+    media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
 }
 
 fn platform(members: &Map<String, Value>, prefix: &str) -> Result<Option<Platform>, WrongType> {

@@ -8,4 +8,5 @@ mod json;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod sif;
 pub mod trailer;

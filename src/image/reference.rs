@@ -263,14 +263,14 @@ pub enum SourceReference {
     Registry(Reference),
     /// `docker-archive:PATH[:REF]`, what `docker save` writes.
     DockerArchive {
-        /// The archive.
+        /// The archive; `-` is standard input.
         path: PathBuf,
         /// Which image; none when there is but one.
         image: Option<ImageChoice>,
     },
     /// `oci-archive:PATH[:REF]`, a tar of an OCI layout.
     OciArchive {
-        /// The archive.
+        /// The archive; `-` is standard input.
         path: PathBuf,
         /// Which image; none when there is but one.
         image: Option<ImageChoice>,
@@ -282,6 +282,16 @@ pub enum SourceReference {
         /// Which image; none when there is but one.
         image: Option<ImageChoice>,
     },
+    /// `docker-daemon:NAME`: an image that a docker or podman on this machine has. As typed, never empty.
+    DockerDaemon(String),
+    /// `tar:PATH`, a tar of a root file system; `-` is standard input.
+    Tar(PathBuf),
+    /// `dir:PATH`, a directory that is a root file system.
+    Directory(PathBuf),
+    /// `sif:PATH`, an image file of Apptainer or Singularity.
+    Sif(PathBuf),
+    /// `squashfs:PATH`, any squashfs.
+    Squashfs(PathBuf),
 }
 
 /// Why a text names no source.
@@ -311,6 +321,15 @@ pub enum SourceReferenceError {
         /// The transport.
         transport: &'static str,
     },
+    /// A transport without the name of an image.
+    #[error("{transport}: is not followed by the name of an image")]
+    NoName {
+        /// The transport.
+        transport: &'static str,
+    },
+    /// White space or control characters.
+    #[error("{0:?} is no name of an image")]
+    BadName(String),
     /// The image's name is not text.
     #[error("the image name in {0:?} is not UTF-8")]
     NotUtf8(OsString),
@@ -319,9 +338,12 @@ pub enum SourceReferenceError {
     Reference(#[source] ReferenceError),
 }
 
+/// The path that stands for standard input; a file of this name is `./-`.
+pub const STANDARD_INPUT: &str = "-";
+
 /// The transports, for messages.
-const TRANSPORTS: &str =
-    "docker://REFERENCE, docker-archive:PATH[:REF], oci-archive:PATH[:REF], oci:DIR[:REF]";
+const TRANSPORTS: &str = "docker://REFERENCE, docker-archive:PATH[:REF], oci-archive:PATH[:REF], oci:DIR[:REF], \
+                          docker-daemon:NAME, tar:PATH, dir:PATH, sif:PATH, squashfs:PATH";
 
 impl crate::hint::Hint for SourceReferenceError {
     fn hints(&self) -> Vec<String> {
@@ -329,7 +351,10 @@ impl crate::hint::Hint for SourceReferenceError {
         match self {
             SourceReferenceError::NoTransport { text, exists: true } => vec![
                 known,
-                format!("for a file of docker save: docker-archive:{text}; for an OCI layout: oci:{text}"),
+                format!(
+                    "for a file of docker save: docker-archive:{text}; for an OCI layout: oci:{text}; for a root file \
+                     system: dir:{text} or tar:{text}"
+                ),
             ],
             SourceReferenceError::NoTransport { text, exists: false } => {
                 vec![known, format!("for an image in a registry: docker://{text}")]
@@ -375,7 +400,37 @@ impl SourceReference {
             let (path, image) = split_path("oci", rest, exists)?;
             return Ok(SourceReference::OciLayout { path, image });
         }
+        if let Some(rest) = bytes.strip_prefix(b"docker-daemon:") {
+            return daemon_name(rest).map(SourceReference::DockerDaemon);
+        }
+        let whole: [(&'static str, OfPath); 4] = [
+            ("tar", SourceReference::Tar),
+            ("dir", SourceReference::Directory),
+            ("sif", SourceReference::Sif),
+            ("squashfs", SourceReference::Squashfs),
+        ];
+        for (transport, make) in whole {
+            let Some(rest) = bytes.strip_prefix(transport.as_bytes()) else { continue };
+            match rest.strip_prefix(b":") {
+                Some(b"") => return Err(SourceReferenceError::NoPath { transport }),
+                // `dir:` itself may be a file of the working directory, but then so is `./dir:`.
+                Some(path) => return Ok(make(PathBuf::from(OsString::from_vec(path.to_vec())))),
+                None => {}
+            }
+        }
         Err(without_transport(text, exists))
+    }
+}
+
+/// The name of an image as a daemon knows it. The daemon judges it; only what no name holds is refused here.
+fn daemon_name(bytes: &[u8]) -> Result<String, SourceReferenceError> {
+    let not_text = || SourceReferenceError::NotUtf8(OsString::from_vec(bytes.to_vec()));
+    match std::str::from_utf8(bytes).map_err(|_| not_text())? {
+        "" => Err(SourceReferenceError::NoName { transport: "docker-daemon" }),
+        name if name.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            Err(SourceReferenceError::BadName(name.to_owned()))
+        }
+        name => Ok(name.to_owned()),
     }
 }
 
@@ -388,11 +443,9 @@ fn without_transport(text: &OsStr, exists: &dyn Fn(&Path) -> bool) -> SourceRefe
         return SourceReferenceError::NoSlashes(shown);
     }
     // "localhost:5000/app" and "debian:12" have no transport, "containers-storage:x" and "http://x" have a strange one.
-    const ELSEWHERE: [&str; 14] = [
+    const ELSEWHERE: [&str; 11] = [
         "atomic",
         "containers-storage",
-        "dir",
-        "docker-daemon",
         "dockerd",
         "file",
         "http",
@@ -402,7 +455,6 @@ fn without_transport(text: &OsStr, exists: &dyn Fn(&Path) -> bool) -> SourceRefe
         "oras",
         "ostree",
         "shub",
-        "sif",
     ];
     match shown.split_once(':') {
         Some((transport, rest)) if ELSEWHERE.contains(&transport) || rest.starts_with("//") => {
@@ -412,6 +464,8 @@ fn without_transport(text: &OsStr, exists: &dyn Fn(&Path) -> bool) -> SourceRefe
     }
 }
 
+/// Makes the reference of a transport that is followed by a path and nothing else.
+type OfPath = fn(PathBuf) -> SourceReference;
 type PathAndImage = (PathBuf, Option<ImageChoice>);
 
 fn split_path(
@@ -424,7 +478,8 @@ fn split_path(
         let colons = rest.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at);
         colons.chain([rest.len()]).filter_map(|at| rest.split_at_checked(at))
     };
-    let found = splits().find(|(path, _)| !path.is_empty() && exists(&path_of(path)));
+    let is_input = |path: &[u8]| path == STANDARD_INPUT.as_bytes();
+    let found = splits().find(|(path, _)| is_input(path) || !path.is_empty() && exists(&path_of(path)));
     let (path, tail) = found.or_else(|| splits().next()).unwrap_or((rest, b""));
     if path.is_empty() {
         return Err(SourceReferenceError::NoPath { transport });
@@ -442,6 +497,11 @@ impl fmt::Display for SourceReference {
             SourceReference::DockerArchive { path, image } => ("docker-archive", path, image),
             SourceReference::OciArchive { path, image } => ("oci-archive", path, image),
             SourceReference::OciLayout { path, image } => ("oci", path, image),
+            SourceReference::DockerDaemon(name) => return write!(f, "docker-daemon:{name}"),
+            SourceReference::Tar(path) => ("tar", path, &None),
+            SourceReference::Directory(path) => ("dir", path, &None),
+            SourceReference::Sif(path) => ("sif", path, &None),
+            SourceReference::Squashfs(path) => ("squashfs", path, &None),
         };
         write!(f, "{transport}:{}", path.display())?;
         match image {

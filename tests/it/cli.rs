@@ -25,7 +25,7 @@ fn source() -> String {
 
 #[test]
 fn help_and_version_are_data() {
-    let verbs = ["convert", "pull", "exec", "run", "shell", "inspect", "doctor"];
+    let verbs = ["convert", "pull", "exec", "run", "shell", "export", "inspect", "doctor"];
     let cases = [&["--help"][..], &["-h"], &["--version"], &["-V"]].map(<[&str]>::to_vec);
     let of_verbs =
         verbs.iter().flat_map(|verb| [vec![*verb, "--help"], vec![verb, "-h"], vec![verb, "--version"]]);

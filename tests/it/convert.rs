@@ -333,7 +333,7 @@ fn layers_that_are_not_what_they_should_be() {
         let got = Digest::of(&blobs[1]);
         check(&image, &["layer 2 of 3", "the digest should be", other.as_str(), "and is", got.as_str()]);
         let mut image = good(blobs.clone());
-        image.image.layers[1].diff_id = other.clone();
+        image.image.layers[1].diff_id = Some(other.clone());
         check(
             &image,
             &["layer 2 of 3", "the diff ID should be", other.as_str(), Digest::of(&tars[1]).as_str()],

@@ -201,7 +201,7 @@ impl MemoryImage {
     pub(crate) fn new(blobs: Vec<Vec<u8>>, diff_ids: Vec<Digest>) -> MemoryImage {
         let info = |(blob, diff_id): (&Vec<u8>, Digest)| LayerInfo {
             digest: Some(Digest::of(blob)),
-            diff_id,
+            diff_id: Some(diff_id),
             size: Some(blob.len() as u64),
             media_type: String::new(),
         };
@@ -212,6 +212,7 @@ impl MemoryImage {
             manifest_media_type: String::new(),
             config: ImageConfig::default(),
             layers: blobs.iter().zip(diff_ids).map(info).collect(),
+            whole_tree: false,
         };
         MemoryImage { image, blobs }
     }

@@ -19,6 +19,7 @@ mod busybox_image;
 mod cli;
 mod convert;
 mod enact;
+mod export;
 mod frugality;
 mod hostile_squashfs;
 mod image_server;

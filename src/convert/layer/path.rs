@@ -115,6 +115,11 @@ pub fn meaning(mut components: Components<'_>) -> Result<Meaning<'_>, PathError>
     }
 }
 
+/// What a name stands for where nothing is a whiteout: in a root file system that was never a layer.
+pub fn literal(components: Components<'_>) -> Meaning<'_> {
+    if components.is_empty() { Meaning::Root } else { Meaning::Node(components) }
+}
+
 /// Whether a child of the root is the aufs link pool.
 pub(crate) fn is_link_pool(name: &[u8]) -> bool {
     name == LINK_POOL

@@ -35,15 +35,16 @@ impl Verifier {
     pub(super) fn for_blob(layer: &LayerInfo, is_plain: bool) -> Verifier {
         let mut digests: Vec<(Part, &Digest)> =
             layer.digest.iter().map(|digest| (Part::Blob, digest)).collect();
-        if is_plain && layer.digest.as_ref() != Some(&layer.diff_id) {
-            digests.push((Part::Tar, &layer.diff_id));
+        if is_plain && layer.digest != layer.diff_id {
+            digests.extend(layer.diff_id.iter().map(|digest| (Part::Tar, digest)));
         }
         Verifier::new(&digests, layer.size)
     }
 
     /// For the tar that came out of a compressed blob.
     pub(super) fn for_tar(layer: &LayerInfo) -> Verifier {
-        Verifier::new(&[(Part::Tar, &layer.diff_id)], None)
+        let digests: Vec<(Part, &Digest)> = layer.diff_id.iter().map(|digest| (Part::Tar, digest)).collect();
+        Verifier::new(&digests, None)
     }
 
     fn new(digests: &[(Part, &Digest)], size: Option<u64>) -> Verifier {

@@ -4,7 +4,6 @@
 //! them. Docker 25 and later add an OCI layout around the same files; its real manifest is then preferred.
 
 use std::io::Read;
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -14,7 +13,7 @@ use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::image::config::MAX_CONFIG_BYTES;
 use crate::image::digest::Digest;
 use crate::image::manifest::{
-    Descriptor, Document, ImageManifest, MAX_INDEX_DEPTH, MAX_LAYERS, MAX_MANIFEST_BYTES, ManifestError,
+    self, Descriptor, Document, ImageManifest, MAX_INDEX_DEPTH, MAX_LAYERS, MAX_MANIFEST_BYTES, ManifestError,
 };
 use crate::image::reference::{ImageChoice, Reference};
 
@@ -31,15 +30,14 @@ pub(super) struct DockerArchive {
 }
 
 impl DockerArchive {
-    /// Opens and indexes the archive at `path` and chooses an image of it.
+    /// Chooses an image of the archive.
     pub(super) fn open(
-        path: &Path,
+        archive: Archive,
         image: Option<&ImageChoice>,
         origin: String,
         options: &SourceOptions,
     ) -> Result<DockerArchive, SourceError> {
         let fail = |source| SourceError::Archive { origin: origin.clone(), source };
-        let archive = Archive::open(path).map_err(fail)?;
         let entries = read_entries(&archive, &origin)?;
         let entry = choose(&entries, image, &origin)?;
         if entry.layers.len() > MAX_LAYERS {
@@ -47,6 +45,12 @@ impl DockerArchive {
             return Err(SourceError::Manifest { origin, source });
         }
         let config = archive.read_small(&entry.config, MAX_CONFIG_BYTES).map_err(fail)?;
+        if entry.has_foreign_layers && !options.allow_foreign {
+            return Err(SourceError::Foreign {
+                origin,
+                what: "the archive leaves layers to other places".to_owned(),
+            });
+        }
         if let Some(expected) = stated_digest(&entry.config) {
             resolve::verify_digest(&expected, &config, "the image config", &origin)?;
         }
@@ -56,6 +60,7 @@ impl DockerArchive {
         }
         let outline = match oci_manifest(&archive, entry, &Digest::of(&config)) {
             Some((bytes, manifest)) => {
+                resolve::refuse_foreign(&manifest, options, &origin)?;
                 let digest = Digest::of(&bytes);
                 Outline::of(resolve::Resolved { bytes, digest, manifest }, origin.clone())
             }
@@ -87,6 +92,8 @@ struct Entry {
     config: String,
     names: Vec<String>,
     layers: Vec<String>,
+    /// Whether docker says of some layers where to fetch them (Windows images).
+    has_foreign_layers: bool,
     /// The entry as compact JSON, members sorted.
     raw: Vec<u8>,
 }
@@ -132,6 +139,10 @@ impl Entry {
             config: members.get("Config")?.as_str()?.to_owned(),
             names: strings("RepoTags")?,
             layers: strings("Layers")?,
+            has_foreign_layers: members
+                .get("LayerSources")
+                .and_then(Value::as_object)
+                .is_some_and(|sources| sources.values().any(is_foreign)),
             raw: raw.into_bytes(),
         })
     }
@@ -172,6 +183,13 @@ fn choose<'a>(
         }
     };
     chosen.map_err(|source| select(origin, source))
+}
+
+/// Whether the descriptor of a layer says to fetch it elsewhere. Docker since 25 describes all layers.
+fn is_foreign(descriptor: &Value) -> bool {
+    let has_urls = descriptor.get("urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty());
+    let media_type = descriptor.get("mediaType").and_then(Value::as_str).unwrap_or_default();
+    has_urls || manifest::is_foreign_type(media_type)
 }
 
 /// The digest that a config's name promises: `blobs/sha256/<hex>`, crane's `sha256:<hex>`. Docker's `<hex>.json` is a

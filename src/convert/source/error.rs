@@ -1,12 +1,16 @@
 //! Why a source gave no image.
 
 use super::archive::ArchiveError;
+use super::daemon::DaemonError;
 use super::registry::RegistryError;
 use super::resolve::SelectError;
 use crate::hint::Hint;
 use crate::image::config::ConfigError;
 use crate::image::digest::DigestError;
 use crate::image::manifest::ManifestError;
+use crate::image::sif::SifError;
+use crate::image::trailer::TrailerError;
+use crate::squashfs::reader::ReadError;
 
 /// Why a source gave no image. Each names the source as it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +138,68 @@ pub enum SourceError {
         /// The cause.
         source: Box<RegistryError>,
     },
+    /// Layers that are not to be passed on.
+    #[error("{origin} has foreign layers: {what}")]
+    Foreign {
+        /// The source.
+        origin: String,
+        /// Which.
+        what: String,
+    },
+    /// Nothing comes through standard input.
+    #[error("cannot read {origin}: standard input is a terminal")]
+    NoInput {
+        /// The source.
+        origin: String,
+    },
+    /// No room for what can be read only once.
+    #[error("cannot keep {origin} in a file without a name in {directory}")]
+    Keep {
+        /// The source.
+        origin: String,
+        /// Where.
+        directory: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A pipe was asked for its start again.
+    #[error("{origin} cannot be read twice")]
+    Once {
+        /// The source.
+        origin: String,
+    },
+    /// The daemon did not give what was asked for.
+    #[error("cannot fetch {origin}")]
+    Daemon {
+        /// The source.
+        origin: String,
+        /// The cause.
+        source: DaemonError,
+    },
+    /// The SIF is of no use.
+    #[error("cannot use {origin}")]
+    Sif {
+        /// The source.
+        origin: String,
+        /// The cause.
+        source: SifError,
+    },
+    /// The squashfs cannot be read.
+    #[error("cannot use {origin}")]
+    Squashfs {
+        /// The source.
+        origin: String,
+        /// The cause.
+        source: ReadError,
+    },
+    /// What hpcrun wrote behind the squashfs cannot be read.
+    #[error("cannot use {origin}")]
+    Trailer {
+        /// The source.
+        origin: String,
+        /// The cause.
+        source: TrailerError,
+    },
     /// A layer that the image does not have was asked for.
     #[error("{origin} has no layer {index}")]
     NoLayer {
@@ -148,7 +214,11 @@ impl Hint for SourceError {
     fn hints(&self) -> Vec<String> {
         match self {
             SourceError::Archive { source: ArchiveError::NotRegular, .. } => {
-                vec!["a pipe cannot be read twice: save the archive to a file first".to_owned()]
+                vec![
+                    "a pipe cannot be read twice: save the archive to a file first, or send it to standard input and \
+                     write - for the file"
+                        .to_owned(),
+                ]
             }
             SourceError::Archive { source: ArchiveError::NotTar, origin } => vec![format!(
                 "is this the file that was meant? {origin} should be what docker save or skopeo wrote"
@@ -156,6 +226,19 @@ impl Hint for SourceError {
             SourceError::Select { source, .. } => source.hints(),
             SourceError::Manifest { source, .. } => source.hints(),
             SourceError::Registry { source, .. } => source.hints(),
+            SourceError::Foreign { .. } => {
+                vec!["if you may use them, say so with --allow-foreign".to_owned()]
+            }
+            SourceError::NoInput { .. } => {
+                vec!["pipe the image in, for example: docker save NAME | hpcrun convert ...".to_owned()]
+            }
+            SourceError::Keep { .. } => {
+                vec!["it needs as much room there as the archive has: save it to a file elsewhere".to_owned()]
+            }
+            SourceError::Daemon { source, .. } => source.hints(),
+            SourceError::Sif { source, .. } => source.hints(),
+            SourceError::Squashfs { source, .. } => source.hints(),
+            SourceError::Trailer { source, .. } => source.hints(),
             _ => Vec::new(),
         }
     }

@@ -1,17 +1,25 @@
-//! Where an image comes from: a registry, an OCI layout, a docker archive. Blobs are handed out unverified; the layer
-//! pipeline checks every digest while it reads.
+//! Where an image comes from: a registry, an OCI layout, a docker archive or daemon, a root file system in a tar, a
+//! directory, a SIF or a squashfs. Blobs are handed out unverified; the layer pipeline checks every digest while it reads.
 
 mod archive;
+mod daemon;
+mod directory;
 mod docker_archive;
 mod error;
+mod input;
 mod oci_layout;
 mod options;
 pub mod registry;
 mod resolve;
+mod squashfs;
+mod tar_file;
+mod whole;
 
 use std::io::Read;
 
 pub use archive::ArchiveError;
+pub use daemon::DaemonError;
+pub use directory::Ownership;
 pub use error::SourceError;
 pub use options::SourceOptions;
 pub use resolve::SelectError;
@@ -25,7 +33,8 @@ use crate::image::reference::SourceReference;
 pub struct SourceImage {
     /// What was asked for, in canonical form: `docker://localhost:5000/app:1`.
     pub origin: String,
-    /// The manifest's bytes as received; for a docker archive without one, its `manifest.json` entry.
+    /// The manifest's bytes as received; for a docker archive without one, its `manifest.json` entry; empty for what was
+    /// no image before.
     pub manifest: Vec<u8>,
     /// Digest of `manifest`.
     pub manifest_digest: Digest,
@@ -35,6 +44,8 @@ pub struct SourceImage {
     pub config: ImageConfig,
     /// Layers, bottom first.
     pub layers: Vec<LayerInfo>,
+    /// Whether the one layer is a root file system as it stands, in which no name is a whiteout.
+    pub whole_tree: bool,
 }
 
 /// What the manifest says of a layer.
@@ -42,8 +53,8 @@ pub struct SourceImage {
 pub struct LayerInfo {
     /// Digest of the blob as stored; none in a docker archive.
     pub digest: Option<Digest>,
-    /// Digest of the uncompressed tar.
-    pub diff_id: Digest,
+    /// Digest of the uncompressed tar; none where nobody has stated it, so that there is nothing to check.
+    pub diff_id: Option<Digest>,
     /// Size of the blob, bytes, where known.
     pub size: Option<u64>,
     /// A hint only: compression is recognised by the bytes.
@@ -65,13 +76,20 @@ pub fn open(reference: &SourceReference, options: &SourceOptions) -> Result<Box<
     Ok(match reference {
         SourceReference::Registry(name) => Box::new(registry::RegistrySource::open(name, origin, options)?),
         SourceReference::DockerArchive { path, image } => {
-            Box::new(docker_archive::DockerArchive::open(path, image.as_ref(), origin, options)?)
+            let archive = input::open_archive(path, &origin, options)?;
+            Box::new(docker_archive::DockerArchive::open(archive, image.as_ref(), origin, options)?)
         }
         SourceReference::OciArchive { path, image } => {
-            Box::new(oci_layout::OciLayout::open_archive(path, image.as_ref(), origin, options)?)
+            let archive = input::open_archive(path, &origin, options)?;
+            Box::new(oci_layout::OciLayout::open_archive(archive, image.as_ref(), origin, options)?)
         }
         SourceReference::OciLayout { path, image } => {
             Box::new(oci_layout::OciLayout::open_directory(path, image.as_ref(), origin, options)?)
         }
+        SourceReference::DockerDaemon(name) => Box::new(daemon::open(name, origin, options)?),
+        SourceReference::Tar(path) => Box::new(tar_file::TarFile::open(path, origin, options)?),
+        SourceReference::Directory(path) => Box::new(directory::DirectoryTree::open(path, origin, options)?),
+        SourceReference::Sif(path) => Box::new(squashfs::SquashfsFile::open_sif(path, origin)?),
+        SourceReference::Squashfs(path) => Box::new(squashfs::SquashfsFile::open(path, origin, options)?),
     })
 }

@@ -46,13 +46,11 @@ impl OciLayout {
 
     /// Opens the layout in a tar archive.
     pub(super) fn open_archive(
-        path: &Path,
+        archive: Archive,
         image: Option<&ImageChoice>,
         origin: String,
         options: &SourceOptions,
     ) -> Result<OciLayout, SourceError> {
-        let archive =
-            Archive::open(path).map_err(|source| SourceError::Archive { origin: origin.clone(), source })?;
         OciLayout::open(Store::Archive(archive), image, origin, options)
     }
 
@@ -67,6 +65,7 @@ impl OciLayout {
         let first = choose_entry(&store, index, image, &origin)?;
         let mut fetch = |entry: &Descriptor| store.read_blob(&entry.digest, MAX_MANIFEST_BYTES, &origin);
         let resolved = resolve::resolve(first, &options.platform, &origin, &mut fetch)?;
+        resolve::refuse_foreign(&resolved.manifest, options, &origin)?;
         let config = resolved.manifest.config.clone();
         resolve::check_config_size(config.size, &origin)?;
         let bytes = store.read_blob(&config.digest, MAX_CONFIG_BYTES, &origin)?;

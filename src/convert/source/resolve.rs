@@ -1,6 +1,6 @@
 //! From the document that a name leads to, through indexes, to the one image that is wanted.
 
-use super::{LayerInfo, SourceError, SourceImage};
+use super::{LayerInfo, SourceError, SourceImage, SourceOptions};
 use crate::hint::Hint;
 use crate::image::config::{self, ImageConfig};
 use crate::image::digest::Digest;
@@ -217,6 +217,22 @@ pub(super) fn verify_digest(
     })
 }
 
+/// Refuses layers that the manifest declares not to be distributed, or to lie elsewhere, unless they were asked for.
+pub(super) fn refuse_foreign(
+    manifest: &manifest::ImageManifest,
+    options: &SourceOptions,
+    origin: &str,
+) -> Result<(), SourceError> {
+    let mut layers = manifest.layers.iter().zip(1usize..);
+    match layers.find(|(layer, _)| layer.is_foreign()) {
+        Some((layer, number)) if !options.allow_foreign => Err(SourceError::Foreign {
+            origin: origin.to_owned(),
+            what: format!("layer {number} is not to be distributed ({})", layer.media_type),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a config that is too large to be read.
 pub(super) fn check_config_size(size: u64, origin: &str) -> Result<(), SourceError> {
     if size <= config::MAX_CONFIG_BYTES {
@@ -286,6 +302,7 @@ impl Outline {
                 Ok(LayerInfo {
                     digest: layer.digest,
                     diff_id: Digest::parse(diff_id)
+                        .map(Some)
                         .map_err(|source| SourceError::DiffId { origin: origin.clone(), source })?,
                     size: layer.size,
                     media_type: layer.media_type,
@@ -299,6 +316,7 @@ impl Outline {
             manifest_media_type: self.manifest_media_type,
             config,
             layers,
+            whole_tree: false,
         })
     }
 }

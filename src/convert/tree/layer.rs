@@ -86,13 +86,19 @@ impl Merge {
         let number = layer.entries;
         layer.entries = number.checked_add(1).ok_or(TreeError::Full)?;
         let components = path::clean(&entry.path, &self.options.budget)?;
-        match path::meaning(components)? {
+        let meaning = match self.options.whole_tree {
+            true => path::literal(components),
+            false => path::meaning(components)?,
+        };
+        match meaning {
             Meaning::Root => self.apply_root(layer, entry),
             Meaning::Whiteout(hidden) => self.mask(layer, &hidden, |mask| mask.whiteout = true),
             Meaning::Opaque(directory) => self.mask(layer, &directory, |mask| mask.opaque = true),
             Meaning::Bookkeeping => Ok(Decision::Skip),
             // How overlayfs writes a whiteout; emitted, it would be one again wherever the image is a lower layer.
-            Meaning::Node(hidden) if entry.kind == EntryKind::CharacterDevice(0, 0) => {
+            Meaning::Node(hidden)
+                if entry.kind == EntryKind::CharacterDevice(0, 0) && !self.options.whole_tree =>
+            {
                 self.mask(layer, &hidden, |mask| mask.whiteout = true)
             }
             Meaning::Node(path) => self.place(layer, path, entry, number),
@@ -110,8 +116,12 @@ impl Merge {
         if entry.kind != EntryKind::Directory {
             return Err(TreeError::RootNotDirectory);
         }
-        if self.options.root_meta {
-            let meta = self.metas.take(entry, self.options.keep_trusted_xattrs)?;
+        if self.options.root_meta || self.options.whole_tree {
+            let mut meta = self.metas.take(entry, self.options.keep_trusted_xattrs)?;
+            if self.options.whole_tree {
+                // A tree made in a temporary directory is 0700, and nobody but its owner could enter the image.
+                meta.mode |= 0o755;
+            }
             *layer.own.get_mut(ROOT) = Own::Directory(Some(self.metas.add_directory(meta)?));
         }
         Ok(Decision::Skip)

@@ -22,6 +22,8 @@ pub struct MergeOptions {
     pub budget: Budget,
     /// Whether entries for `/` set its mode and owner; else it is 0755, root's.
     pub root_meta: bool,
+    /// Whether the one layer is a root file system as it stands: `.wh.x` is a file of that name, an entry for `/` counts.
+    pub whole_tree: bool,
     /// Whether `trusted.*` attributes stay (those of overlayfs never do).
     pub keep_trusted_xattrs: bool,
     /// Modification time of directories without an entry, seconds since the epoch.
@@ -212,7 +214,7 @@ impl Merge {
                 continue;
             }
             for (name, child) in layer.own.children(from) {
-                if from == ROOT && path::is_link_pool(self.names.get(name)) {
+                if from == ROOT && !self.options.whole_tree && path::is_link_pool(self.names.get(name)) {
                     continue;
                 }
                 let to = self.merged.child_or_insert(to, name, Merged::GHOST)?;

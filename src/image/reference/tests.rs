@@ -226,6 +226,21 @@ fn sources() {
         ("oci-archive:a.tar:v1", SourceReference::OciArchive { path: "a.tar".into(), image: name("v1") }),
         ("oci:missing", SourceReference::OciLayout { path: "missing".into(), image: None }),
         ("docker://debian:12", SourceReference::Registry(Reference::parse("debian:12").unwrap())),
+        ("docker-archive:-", archive("-", None)),
+        ("docker-archive:-:app:1", archive("-", name("app:1"))),
+        ("docker-archive:./-", archive("./-", None)),
+        (
+            "oci-archive:-:@1",
+            SourceReference::OciArchive { path: "-".into(), image: Some(ImageChoice::Position(1)) },
+        ),
+        ("tar:-", SourceReference::Tar("-".into())),
+        ("tar:a.tar", SourceReference::Tar("a.tar".into())),
+        ("tar:missing:1", SourceReference::Tar("missing:1".into())),
+        ("dir:/srv/root:2", SourceReference::Directory("/srv/root:2".into())),
+        ("sif:a.sif", SourceReference::Sif("a.sif".into())),
+        ("squashfs:a.sqsh", SourceReference::Squashfs("a.sqsh".into())),
+        ("docker-daemon:debian:12", SourceReference::DockerDaemon("debian:12".into())),
+        ("docker-daemon:sha256:abc", SourceReference::DockerDaemon("sha256:abc".into())),
     ] {
         assert_eq!(parse_source(text).as_ref(), Ok(&expected), "{text}");
     }
@@ -246,6 +261,12 @@ fn sources_print_as_typed() {
         "docker-archive:a.tar:@1",
         "oci-archive:a.tar",
         "oci:dir:v1",
+        "docker-archive:-:app:1",
+        "docker-daemon:debian:12",
+        "tar:-",
+        "dir:/srv/root",
+        "sif:a.sif",
+        "squashfs:a.sqsh",
     ] {
         assert_eq!(parse_source(text).unwrap().to_string(), text);
     }
@@ -267,11 +288,16 @@ fn sources_refused_with_a_way_on() {
     check_source_refused("lone", "does not say where", "docker-archive:lone");
     check_source_refused("", "does not say where", "oci-archive:");
     check_source_refused("docker:debian", "lacks the slashes", "docker://debian");
-    check_source_refused("docker-daemon:debian:12", "\"docker-daemon\"", "docker-archive:PATH");
+    check_source_refused("docker-daemon:", "not followed by the name", "");
+    check_source_refused("docker-daemon:a b", "no name of an image", "");
+    check_source_refused("docker-daemon:a\r\nHost: x", "no name of an image", "");
+    check_source_refused("containers-storage:app", "\"containers-storage\"", "docker-daemon:NAME");
     check_source_refused("library://user/app", "\"library\"", "docker://REFERENCE");
     check_source_refused("xyz://user/app", "\"xyz\"", "docker://REFERENCE");
     check_source_refused("https://quay.io/app", "\"https\"", "docker://REFERENCE");
-    check_source_refused("dir:/tmp/x", "\"dir\"", "oci:DIR");
+    for transport in ["tar", "dir", "sif", "squashfs"] {
+        check_source_refused(&format!("{transport}:"), "not followed by a path", "");
+    }
     check_source_refused("docker-archive:", "not followed by a path", "");
     check_source_refused("oci::v1", "not followed by a path", "");
     check_source_refused("docker://", "image reference", "");

@@ -61,6 +61,36 @@ impl Filesystem {
         self.each_piece(file, offset, length, drop)
     }
 
+    /// The stretches of a file that are no holes, ascending, as offset and length in bytes. Reads the block list and no
+    /// data. With more than `most` stretches, the last reaches to the end of the file.
+    pub fn data_ranges(&self, file: &FileLayout, most: usize) -> Result<Vec<(u64, u64)>, ReadError> {
+        let block_size = u64::from(self.superblock.block_size);
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut add = |start: u64, end: u64| match ranges.last_mut() {
+            Some((at, length)) if *at + *length == start => *length = end - *at,
+            _ => ranges.push((start, end - start)),
+        };
+        let mut list = BlockList::seek(self, file, 0)?;
+        let mut at = 0;
+        for _ in 0..file.blocks {
+            let end = (at + block_size).min(file.size);
+            if list.next()?.word != 0 {
+                add(at, end);
+            }
+            at = end;
+        }
+        if at < file.size {
+            add(at, file.size);
+        }
+        if ranges.len() > most {
+            ranges.truncate(most);
+            if let Some((at, length)) = ranges.last_mut() {
+                *length = file.size - *at;
+            }
+        }
+        Ok(ranges)
+    }
+
     fn each_piece(
         &self,
         file: &FileLayout,

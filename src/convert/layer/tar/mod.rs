@@ -10,12 +10,14 @@ mod header;
 mod number;
 mod pax;
 mod sparse;
+mod write;
 
 use std::io::{self, Read};
 
 pub use entry::{Entry, EntryKind, Segment};
 pub(crate) use error::place;
 pub use error::{Problem, TarError};
+pub use write::{END, can_hold_xattr, encode_header, padding_of};
 
 use crate::convert::budget::Budget;
 use header::{BLOCK_BYTES, BLOCK_SIZE, Block, Dialect, Header};

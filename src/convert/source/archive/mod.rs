@@ -7,9 +7,8 @@ mod index;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use index::{Forward, Index, Member};
@@ -83,7 +82,7 @@ pub enum ArchiveError {
 
 /// Compression of the archive as a whole, recognised by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
+pub(super) enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -91,7 +90,7 @@ enum Packing {
 }
 
 impl Packing {
-    fn of(start: &[u8]) -> Packing {
+    pub(super) fn of(start: &[u8]) -> Packing {
         match start {
             [0x1f, 0x8b, ..] => Packing::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
@@ -120,14 +119,8 @@ pub(super) struct Found {
 }
 
 impl Archive {
-    /// Opens and indexes the archive at `path`.
-    pub(super) fn open(path: &Path) -> Result<Archive, ArchiveError> {
-        // O_NONBLOCK: opening a FIFO must not wait for a writer.
-        let file = File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(ArchiveError::Read)?;
+    /// Indexes the archive in `file`.
+    pub(super) fn of(file: File) -> Result<Archive, ArchiveError> {
         let metadata = file.metadata().map_err(ArchiveError::Read)?;
         if !metadata.is_file() {
             return Err(ArchiveError::NotRegular);
@@ -216,7 +209,7 @@ impl Archive {
     }
 
     fn slice(&self, offset: u64, remaining: u64) -> Slice {
-        Slice { file: Arc::clone(&self.file), offset, remaining }
+        Slice::new(&self.file, offset, remaining)
     }
 
     fn unpacked(&self) -> Result<Unpacked, ArchiveError> {
@@ -230,23 +223,30 @@ impl Archive {
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(ArchiveError::Read)?;
                 Box::new(decoder)
             }
-            Packing::Xz => {
-                let stream =
-                    liblzma::stream::Stream::new_stream_decoder(DECODER_BYTES, liblzma::stream::CONCATENATED)
-                        .map_err(|error| ArchiveError::Read(error.into()))?;
-                Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
-            }
+            Packing::Xz => Box::new(xz_decoder(input).map_err(ArchiveError::Read)?),
         };
         Ok(Unpacked(decoder))
     }
 }
 
+/// Undoes xz with bounded memory.
+pub(super) fn xz_decoder<R: BufRead>(input: R) -> io::Result<liblzma::bufread::XzDecoder<R>> {
+    let stream = liblzma::stream::Stream::new_stream_decoder(DECODER_BYTES, liblzma::stream::CONCATENATED)?;
+    Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
+}
+
 /// A part of a file, read in place; several can be read at once.
 #[derive(Debug)]
-struct Slice {
+pub(super) struct Slice {
     file: Arc<File>,
     offset: u64,
     remaining: u64,
+}
+
+impl Slice {
+    pub(super) fn new(file: &Arc<File>, offset: u64, length: u64) -> Slice {
+        Slice { file: Arc::clone(file), offset, remaining: length }
+    }
 }
 
 impl Read for Slice {

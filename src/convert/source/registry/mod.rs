@@ -48,6 +48,7 @@ impl RegistrySource {
             client.manifest(entry.digest.as_str()).map(|answer| answer.bytes).map_err(fail)
         };
         let resolved = resolve::resolve(first, &options.platform, &origin, &mut fetch)?;
+        resolve::refuse_foreign(&resolved.manifest, options, &origin)?;
         let config = resolved.manifest.config.clone();
         resolve::check_config_size(config.size, &origin)?;
         let bytes = read_config(&client, &config, &origin)?;
