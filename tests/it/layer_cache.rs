@@ -320,7 +320,7 @@ fn what_one_image_hides_stays_cached_for_the_other() {
             bench.scratch_build(stack, None).bytes()
         );
     }
-    for stack in [&hides_x[..], &hides_y, &[base.clone()]] {
+    for stack in [&hides_x[..], &hides_y, std::slice::from_ref(&base)] {
         let got = bench.convert(stack, Some(&cache), None, 1);
         assert_eq!(got.bytes(), bench.scratch_build(stack, None).bytes());
         assert_eq!(got.opened, BTreeSet::new());
