@@ -12,14 +12,13 @@ use std::time::Instant;
 use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
-use crate::cli::{layer_cache, registry, site, size};
+use crate::cli::{layer_cache, limits, registry, site, size};
 use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
 use crate::convert::{self, Destination, Extras, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
 use crate::policy::Policy;
-use crate::policy::file::Located;
 use crate::policy::rules::ConvertLimits;
 use crate::squashfs::compress::Compression;
 use crate::squashfs::writer;
@@ -80,7 +79,7 @@ fn run(
     let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
     let converted = convert::convert_with(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
-    let summary = converted.map_err(|error| Failure::new(&error))?;
+    let summary = converted.map_err(|error| limits::failure(&error, &policy))?;
     warn_of_losses(&summary);
     if let (Some(path), unknown @ 1..) = (&options.order, summary.unknown_paths) {
         log::warn!("{unknown} of the paths in {} are no regular file of the image", path.display());
@@ -103,23 +102,16 @@ fn check_registry(reference: &SourceReference, policy: &Policy) -> Result<(), Fa
 /// What was asked for, within the site's limits.
 fn pipeline_options(
     options: &ConvertOptions,
-    limits: &ConvertLimits,
+    site: &ConvertLimits,
 ) -> Result<convert::ConvertOptions, Failure> {
     let defaults = convert::ConvertOptions::default();
-    let limit = |limit: &Option<Located<u64>>| limit.as_ref().map(|limit| limit.value);
     let jobs = options.jobs.map_or(defaults.jobs, usize::from);
-    let max_jobs = limit(&limits.max_jobs).and_then(|most| usize::try_from(most).ok());
-    let mut budget = defaults.budget;
-    if let Some(bytes) = limit(&limits.max_size_bytes) {
-        budget.stream_bytes = bytes;
-        budget.file_bytes = bytes;
-    }
-    budget.entries = limit(&limits.max_entries).unwrap_or(budget.entries);
+    let max_jobs = site.max_jobs.as_ref().and_then(|most| usize::try_from(most.value).ok());
     Ok(convert::ConvertOptions {
         jobs: jobs.min(max_jobs.unwrap_or(jobs)).max(1),
         compression: compression(options.compression, options.level)?,
         block_size: options.block_size,
-        budget,
+        budget: limits::budget(site),
         ..defaults
     })
 }

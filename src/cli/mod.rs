@@ -10,6 +10,7 @@ mod image_file;
 mod inspect;
 mod launch;
 mod layer_cache;
+mod limits;
 mod logger;
 mod output;
 mod progress;

@@ -5,7 +5,7 @@ use std::thread::Scope;
 
 use super::budget::Budget;
 use super::layer::chunk::Spare;
-use super::layer::stream::{Fetch, LayerError, LayerStream, Tar};
+use super::layer::stream::{Fetch, Held, LayerError, LayerStream, Tar};
 use super::progress::Progress;
 use super::source::Source;
 
@@ -28,6 +28,7 @@ pub(super) struct Ahead<'scope, 'env> {
     spare: Spare,
     /// Layers that are opened only if somebody asks for them.
     unlikely: Vec<bool>,
+    held: Held,
     /// The lowest layer that was started.
     started: usize,
     fetching: BTreeMap<usize, Fetch>,
@@ -44,8 +45,8 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
     ) -> Ahead<'scope, 'env> {
         let started = source.image().layers.len();
         let (fetching, opened) = (BTreeMap::new(), BTreeMap::new());
-        let spare = Spare::new();
-        Ahead { scope, source, progress, budget, spare, unlikely, started, fetching, opened }
+        let (spare, held) = (Spare::new(), Held::default());
+        Ahead { scope, source, progress, budget, spare, held, unlikely, started, fetching, opened }
     }
 
     fn is_unlikely(&self, index: usize) -> bool {
@@ -75,7 +76,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
             Some(fetch) => fetch,
             None => Fetch::start(self.scope, self.source, index, self.progress, &self.spare)?,
         };
-        fetch.decompress(self.scope, self.source, self.progress, self.budget)
+        fetch.decompress(self.scope, self.source, self.progress, self.budget, &self.held)
     }
 }
 

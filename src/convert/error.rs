@@ -3,8 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::budget::Exceeded;
+use super::layer::path::PathError;
 use super::layer::stream::LayerError;
-use super::layer::tar::{TarError, place};
+use super::layer::tar::{Problem, TarError, place};
 use super::source::LayerInfo;
 use super::tree::TreeError;
 use crate::hint::Hint;
@@ -60,13 +62,8 @@ pub enum ConvertError {
         source: sys::Error,
     },
     /// More layers than the budget allows.
-    #[error("the image has {count} layers, more than the limit of {limit}")]
-    Layers {
-        /// Layers it has.
-        count: usize,
-        /// Layers it may have.
-        limit: usize,
-    },
+    #[error("cannot use the image")]
+    Layers(#[source] Exceeded),
     /// A layer cannot be fetched, or is not what the manifest and the config say.
     #[error("cannot use {layer}")]
     Layer {
@@ -109,11 +106,26 @@ impl ConvertError {
     /// Whether the layer's bytes themselves may be at fault, so that their digest tells more.
     pub(super) fn doubts_bytes(&self) -> bool {
         match self {
-            ConvertError::Tar { source, .. } => !source.problem.is_budget(),
+            ConvertError::Tar { .. } => self.exceeded().is_none(),
             ConvertError::Entry { source, .. } => {
-                !matches!(source, TreeError::Memory { .. } | TreeError::Full)
+                !matches!(source, TreeError::Full) && self.exceeded().is_none()
             }
             _ => false,
+        }
+    }
+
+    /// The limit that the image exceeds, if that is what is wrong with it.
+    pub fn exceeded(&self) -> Option<Exceeded> {
+        match self {
+            ConvertError::Layers(exceeded)
+            | ConvertError::Layer { source: LayerError::Budget(exceeded), .. }
+            | ConvertError::Tar { source: TarError { problem: Problem::Budget(exceeded), .. }, .. }
+            | ConvertError::Entry {
+                source: TreeError::Budget(exceeded) | TreeError::Path(PathError::Budget(exceeded)),
+                ..
+            }
+            | ConvertError::Merge { source: TreeError::Budget(exceeded), .. } => Some(*exceeded),
+            _ => None,
         }
     }
 }
@@ -130,7 +142,7 @@ impl Hint for ConvertError {
             ConvertError::Layer { source: LayerError::Unsupported(_), .. } => {
                 "push or save the image again with gzip or zstd layers"
             }
-            ConvertError::Entry { source: TreeError::Path(_), .. } => {
+            ConvertError::Entry { source: TreeError::Path(_), .. } if self.exceeded().is_none() => {
                 "no well-behaved tool writes such a name: find out where this image comes from"
             }
             _ => return Vec::new(),

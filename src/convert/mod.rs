@@ -28,7 +28,7 @@ pub mod tree;
 use std::path::Path;
 
 pub use ahead::Layers;
-pub use budget::Budget;
+pub use budget::{Budget, Exceeded, Limit};
 pub use cache::{CacheError, LayerCache};
 pub use error::{ConvertError, LayerName};
 pub use options::ConvertOptions;

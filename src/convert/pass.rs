@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::Merged;
 use super::ahead::Layers;
-use super::budget::Budget;
+use super::budget::{Budget, Limit};
 use super::cache::{CachedLayer, LayerRecord, Shelf};
 use super::error::{ConvertError, LayerName};
 use super::layer::stream::LayerStream;
@@ -79,10 +79,7 @@ impl<'a, 'c, 'o, 's, S: FileSink> Pass<'a, 'c, 'o, 's, S> {
 
     /// Walks over all layers.
     pub(super) fn walk(&mut self, layers: &mut dyn Layers) -> Result<(), ConvertError> {
-        let limit = self.budget.layers;
-        if self.infos.len() > limit {
-            return Err(ConvertError::Layers { count: self.infos.len(), limit });
-        }
+        self.budget.check_len(Limit::Layers, self.infos.len()).map_err(ConvertError::Layers)?;
         for index in (0..self.infos.len()).rev() {
             self.merge_layer(index, layers)?;
             self.progress.layer(index).enter(LayerState::Merged);
@@ -210,6 +207,7 @@ impl<'a, 'c, 'o, 's, S: FileSink> Pass<'a, 'c, 'o, 's, S> {
         let mut number = 0;
         while let Some(entry) = reader.next_entry().map_err(unreadable)? {
             self.progress.add_entry();
+            self.merge.hold(reader.input().held_bytes());
             let decision = self.merge.apply(tree, &entry).map_err(|source| {
                 let entry_name = entry.path.as_slice().into();
                 ConvertError::Entry { layer: name.clone(), entry: entry_name, offset: entry.offset, source }

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::ConvertError;
-use crate::sys::{self, file, temporary::Temporary};
+use crate::sys::temporary::{self, Temporary};
+use crate::sys::{self, file};
 
 /// Permissions of an image file, before the umask.
 const MODE: u32 = 0o644;
@@ -32,17 +33,21 @@ impl Destination {
         self.place().map(|_| ())
     }
 
+    /// The directory it goes to.
+    fn parent(&self) -> &Path {
+        match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        }
+    }
+
     /// The directory and the name in it, if nothing is in the way.
     fn place(&self) -> Result<(OwnedFd, OsString), ConvertError> {
         let path = &self.path;
         let failed = |source| ConvertError::Create { path: path.clone(), source };
         let name = path.file_name().filter(|_| !ends_in_slash(path));
         let name = name.ok_or_else(|| ConvertError::NoFile { path: path.clone() })?.to_owned();
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let directory = file::open_directory(parent).map_err(failed)?;
+        let directory = file::open_directory(self.parent()).map_err(failed)?;
         match file::stat(directory.as_fd(), &name).map_err(failed)? {
             Some(found) if file::is_directory(&found) => Err(ConvertError::NoFile { path: path.clone() }),
             Some(_) if !self.force => Err(ConvertError::Exists { path: path.clone() }),
@@ -69,6 +74,7 @@ impl Unpublished {
         let path = &destination.path;
         let failed = |source| ConvertError::Create { path: path.clone(), source };
         let (directory, name) = destination.place()?;
+        Temporary::sweep(directory.as_fd(), destination.parent());
         let (temporary, output) = match file::create_unnamed(directory.as_fd(), MODE).map_err(failed)? {
             Some(output) => (None, output),
             None => {
@@ -100,6 +106,7 @@ impl Unpublished {
             (None, false) => file::link_unnamed(output, directory, &self.name)?,
             // No call gives a file without a name one that is taken.
             (None, true) => {
+                temporary::hold(output);
                 let link =
                     |name: &std::ffi::OsStr| Ok(file::link_unnamed(output, directory, name)?.then_some(()));
                 let (temporary, ()) = Temporary::create(directory, link)?;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Policy;
-use super::file::Position;
+use super::file::{Located, Position};
 use super::path::{is_within, normalise};
 use super::rules::{BindRule, Listed, NameRule, PathRule, Premounted, RegistryRule, Share};
 use super::template::{Lookup, Origin};
@@ -223,6 +223,26 @@ impl Policy {
             (None, None) => None,
         };
         (bind, read_only, at.map(|(at, key)| self.rule(at, key)))
+    }
+
+    /// Whether layers may be kept in the user's cache, and the rule if there is one.
+    pub fn allow_layer_cache(&self) -> (bool, Option<Rule>) {
+        self.switch(self.rules.convert.allow_layer_cache.as_ref(), true, "[convert] allow_layer_cache")
+    }
+
+    /// Whether layers may be fetched from where a manifest says, and the rule if there is one.
+    pub fn allow_foreign_layers(&self) -> (bool, Option<Rule>) {
+        let allowed = self.rules.convert.allow_foreign_layers.as_ref();
+        self.switch(allowed, false, "[convert] allow_foreign_layers")
+    }
+
+    fn switch(
+        &self,
+        chosen: Option<&Located<bool>>,
+        default: bool,
+        key: &'static str,
+    ) -> (bool, Option<Rule>) {
+        chosen.map_or((default, None), |chosen| (chosen.value, Some(self.rule(chosen.at, key))))
     }
 
     /// The rule that takes a variable away from every job, if there is one.

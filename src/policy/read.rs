@@ -289,13 +289,21 @@ fn read_launch(mut section: Section<'_, '_>) -> LaunchRules {
 
 fn read_convert(mut section: Section<'_, '_>) -> ConvertLimits {
     let limits = ConvertLimits {
+        max_layers: section.number("max_layers", 1..=65_535),
         max_size_bytes: section.size_bytes("max_size"),
+        max_expansion: section.number("max_expansion", 1..=1_000_000_000),
         max_entries: section.number("max_entries", 1..=u64::from(u32::MAX)),
+        max_memory_bytes: section.size_bytes("max_memory"),
+        max_depth: section.number("max_depth", 1..=2048),
+        max_xattrs_bytes: section.size_bytes("max_xattrs"),
+        max_sparse_segments: section.number("max_sparse_segments", 1..=u64::from(u32::MAX)),
         max_jobs: section.number("max_jobs", 1..=1024),
         layer_cache: section
             .string("layer_cache")
             .and_then(|text| absolute(section.document(), &text, "convert.layer_cache")),
         layer_cache_size: section.size_bytes("layer_cache_size"),
+        allow_layer_cache: section.boolean("allow_layer_cache"),
+        allow_foreign_layers: section.boolean("allow_foreign_layers"),
     };
     section.finish();
     limits

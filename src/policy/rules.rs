@@ -176,19 +176,35 @@ pub enum Share {
 pub const SHARE_WORDS: [(&str, Share); 3] =
     [("step", Share::Step), ("job", Share::Job), ("none", Share::None)];
 
-/// `[convert]`: limits on a conversion; none means hpcrun's own.
+/// `[convert]`: limits on a conversion and what it may do; none means hpcrun's own.
 #[derive(Debug, Clone, Default)]
 pub struct ConvertLimits {
-    /// Uncompressed bytes of an image.
+    /// Layers of an image.
+    pub max_layers: Option<Located<u64>>,
+    /// Uncompressed bytes of a layer, and of all files of an image.
     pub max_size_bytes: Option<Located<u64>>,
+    /// Uncompressed bytes for each compressed byte of a large layer.
+    pub max_expansion: Option<Located<u64>>,
     /// Entries of an image.
     pub max_entries: Option<Located<u64>>,
+    /// Memory for names and inodes, bytes.
+    pub max_memory_bytes: Option<Located<u64>>,
+    /// Components of a path.
+    pub max_depth: Option<Located<u64>>,
+    /// Bytes of all xattrs of one entry.
+    pub max_xattrs_bytes: Option<Located<u64>>,
+    /// Segments of one sparse file.
+    pub max_sparse_segments: Option<Located<u64>>,
     /// Compressing threads.
     pub max_jobs: Option<Located<u64>>,
     /// Directory of each user's layer cache; none means that there is one only if the user names it.
     pub layer_cache: Option<Template>,
     /// Bytes that a layer cache may take.
     pub layer_cache_size: Option<Located<u64>>,
+    /// Whether layers may be kept in a layer cache; none means yes.
+    pub allow_layer_cache: Option<Located<bool>>,
+    /// Whether layers may be fetched from where a manifest says, which need not be the registry; none means no.
+    pub allow_foreign_layers: Option<Located<bool>>,
 }
 
 /// A tree that the site has mounted from an image file.

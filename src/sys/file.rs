@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -15,16 +15,26 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Error;
 
+/// Makes a call again for as long as signals interrupt it, which network file systems allow anywhere.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
 /// Opens a directory to make files in.
 pub fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    openat(AT_FDCWD, path, flags, Mode::empty())
+    uninterrupted(|| openat(AT_FDCWD, path, flags, Mode::empty()))
         .map_err(|errno| Error::new(format!("open({path:?}, RDONLY|DIRECTORY)"), errno))
 }
 
 /// What `name` is; none if there is nothing. A symbolic link is not followed.
 pub fn stat(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileStat>, Error> {
-    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+    match uninterrupted(|| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(Error::new(format!("fstatat({name:?}, SYMLINK_NOFOLLOW)"), errno)),
@@ -37,10 +47,11 @@ pub fn is_directory(stat: &FileStat) -> bool {
 }
 
 /// Opens a file without a name, which vanishes with its last descriptor, however the process ends. None where the
-/// file system cannot (NFS, many FUSE file systems).
+/// file system cannot (NFS, many FUSE file systems), and where [`link_unnamed`] could not name it, for want of `/proc`.
 pub fn create_unnamed(directory: BorrowedFd<'_>, mode: u32) -> Result<Option<File>, Error> {
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    match openat(directory, ".", flags, Mode::from_bits_truncate(mode)) {
+    match uninterrupted(|| openat(directory, ".", flags, Mode::from_bits_truncate(mode))) {
+        Ok(fd) if !has_magic_link(fd.as_raw_fd()) => Ok(None),
         Ok(fd) => Ok(Some(File::from(fd))),
         // Kernels and file systems that do not know the flag see an attempt to write to a directory.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT | Errno::EINVAL) => Ok(None),
@@ -51,18 +62,26 @@ pub fn create_unnamed(directory: BorrowedFd<'_>, mode: u32) -> Result<Option<Fil
 /// Creates a file that must not exist yet; none if something has the name.
 pub fn create_new(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<Option<File>, Error> {
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    match openat(directory, name, flags, Mode::from_bits_truncate(mode)) {
+    match uninterrupted(|| openat(directory, name, flags, Mode::from_bits_truncate(mode))) {
         Ok(fd) => Ok(Some(File::from(fd))),
         Err(Errno::EEXIST) => Ok(None),
         Err(errno) => Err(Error::new(format!("open({name:?}, CREAT|EXCL|RDWR)"), errno)),
     }
 }
 
+/// Opens a regular file for reading; none if there is no such file, a link included.
+pub fn open_regular(directory: BorrowedFd<'_>, name: &OsStr) -> Option<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = File::from(uninterrupted(|| openat(directory, name, flags, Mode::empty())).ok()?);
+    file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file)
+}
+
 /// Gives a file made by [`create_unnamed`] a name; false if something has it.
 pub fn link_unnamed(file: &File, directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Error> {
     // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH before Linux 6.10; the way through /proc never does (open(2)).
-    let magic = OsString::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let linked = match linkat(AT_FDCWD, &*magic, directory, name, AtFlags::AT_SYMLINK_FOLLOW) {
+    let magic = magic_link(file.as_raw_fd());
+    let link = || linkat(AT_FDCWD, &*magic, directory, name, AtFlags::AT_SYMLINK_FOLLOW);
+    let linked = match uninterrupted(link) {
         Err(Errno::ENOENT) => linkat(file.as_fd(), "", directory, name, AtFlags::AT_EMPTY_PATH),
         result => result,
     };
@@ -73,23 +92,35 @@ pub fn link_unnamed(file: &File, directory: BorrowedFd<'_>, name: &OsStr) -> Res
     }
 }
 
+fn magic_link(fd: RawFd) -> OsString {
+    OsString::from(format!("/proc/self/fd/{fd}"))
+}
+
+fn has_magic_link(fd: RawFd) -> bool {
+    fstatat(AT_FDCWD, &*magic_link(fd), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+}
+
 /// Renames over whatever has the new name.
 pub fn rename(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<(), Error> {
-    renameat(directory, from, directory, to)
+    uninterrupted(|| renameat(directory, from, directory, to))
         .map_err(|errno| Error::new(format!("renameat({from:?}, {to:?})"), errno))
 }
 
 /// Renames unless something has the new name (then false).
 pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<bool, Error> {
-    match renameat2(directory, from, directory, to, RenameFlags::RENAME_NOREPLACE) {
+    match uninterrupted(|| renameat2(directory, from, directory, to, RenameFlags::RENAME_NOREPLACE)) {
         Ok(()) => return Ok(true),
         Err(Errno::EEXIST) => return Ok(false),
         // NFS and others know no flags; link(2) is atomic there.
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
         Err(errno) => return Err(Error::new(format!("renameat2({from:?}, {to:?}, NOREPLACE)"), errno)),
     }
-    match linkat(directory, from, directory, to, AtFlags::empty()) {
-        Ok(()) => unlink(directory, from).map(|()| true),
+    match uninterrupted(|| linkat(directory, from, directory, to, AtFlags::empty())) {
+        Ok(()) => {
+            // It has its name. One too many is no reason to say otherwise.
+            let _ = unlink(directory, from);
+            Ok(true)
+        }
         Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(Error::new(format!("linkat({from:?}, {to:?})"), errno)),
     }
@@ -97,7 +128,7 @@ pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result
 
 /// Removes a name; it is fine if it is gone already.
 pub fn unlink(directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
-    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+    match uninterrupted(|| unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(Error::new(format!("unlinkat({name:?})"), errno)),
     }
@@ -155,7 +186,7 @@ pub fn sync(file: &File) -> Result<(), Error> {
 
 /// Waits until a directory's entries are on the disk. File systems that cannot say count as done.
 pub fn sync_directory(directory: BorrowedFd<'_>) -> Result<(), Error> {
-    match nix::unistd::fsync(directory) {
+    match uninterrupted(|| nix::unistd::fsync(directory)) {
         Ok(()) | Err(Errno::EINVAL | Errno::EROFS | Errno::EBADF) => Ok(()),
         Err(errno) => Err(Error::new("fsync(directory)", errno)),
     }

@@ -1,6 +1,7 @@
 //! A temporary file that has a name and goes when the process does, by the end of its scope or by a signal.
 //!
-//! Only file systems without `O_TMPFILE` need it, and the instant in which a finished file replaces another.
+//! Only file systems without `O_TMPFILE` need it, and the instant in which a finished file replaces another. What SIGKILL
+//! or a crash leaves is found and removed by the next one in the same directory: whoever uses a temporary has it locked.
 
 #![expect(unsafe_code, reason = "a signal handler")]
 
@@ -8,9 +9,12 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -19,6 +23,11 @@ use super::{Error, file};
 
 /// Conversions of one process that may use a named temporary at once.
 const SLOTS: usize = 64;
+
+/// How names of temporaries begin.
+const PREFIX: &str = ".hpcrun-";
+/// How they end.
+const SUFFIX: &str = ".partial";
 
 /// The signals that end a program by default and that people and batch systems send.
 const SIGNALS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGXCPU];
@@ -39,8 +48,28 @@ pub struct Temporary {
     slot: Option<&'static AtomicPtr<Doomed>>,
 }
 
+/// Without a lock, this long untouched is abandoned, on whatever node it was made: a lock may be known to one node only.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl Temporary {
-    /// Calls `make` with fresh names, `.hpcrun-PID-N.partial`, until it makes something (gives `Some`).
+    /// Removes what dead processes of this user have left in `directory`, which is at `path`. What cannot be removed stays.
+    pub fn sweep(directory: BorrowedFd<'_>, path: &Path) {
+        let Ok(entries) = std::fs::read_dir(path) else { return };
+        let here = format!("{PREFIX}{}-", node());
+        for name in entries.filter_map(Result::ok).map(|entry| entry.file_name()) {
+            let bytes = name.as_bytes();
+            if !bytes.starts_with(PREFIX.as_bytes()) || !bytes.ends_with(SUFFIX.as_bytes()) {
+                continue;
+            }
+            if let Some(file) = file::open_regular(directory, &name)
+                && is_abandoned(&file, bytes.starts_with(here.as_bytes()))
+            {
+                let _ = file::unlink(directory, &name);
+            }
+        }
+    }
+
+    /// Calls `make` with fresh names, `.hpcrun-NODE-PID-N.partial`, until it makes something (gives `Some`).
     pub fn create<T>(
         directory: BorrowedFd<'_>,
         mut make: impl FnMut(&OsStr) -> Result<Option<T>, Error>,
@@ -52,7 +81,7 @@ impl Temporary {
         let mut temporary = Temporary { directory: own, name: OsString::new(), slot: None };
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let name = OsString::from(format!(".hpcrun-{}-{number}.partial", std::process::id()));
+            let name = OsString::from(format!("{PREFIX}{}-{}-{number}{SUFFIX}", node(), std::process::id()));
             // Registered before it exists: a signal in between unlinks nothing, after it the file.
             temporary.register(&name)?;
             if let Some(made) = make(&name)? {
@@ -65,7 +94,13 @@ impl Temporary {
 
     /// A new file with such a name.
     pub fn create_file(directory: BorrowedFd<'_>, mode: u32) -> Result<(Temporary, File), Error> {
-        Temporary::create(directory, |name| file::create_new(directory, name, mode))
+        loop {
+            let made = Temporary::create(directory, |name| file::create_new(directory, name, mode))?;
+            // Another process may have swept it before it was locked.
+            if hold(&made.1) {
+                return Ok(made);
+            }
+        }
     }
 
     /// Renames it over whatever is called `name`.
@@ -116,6 +151,28 @@ impl Drop for Temporary {
         }
         self.unregister();
     }
+}
+
+/// Locks a file so that nobody takes it for abandoned; false if somebody did already. Where there are no locks, nobody
+/// can tell, and all are left alone.
+pub fn hold(file: &File) -> bool {
+    let _ = file.try_lock();
+    file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+}
+
+/// Whether nobody is at work on it any more. Locks it on the way.
+fn is_abandoned(file: &File, made_here: bool) -> bool {
+    let Ok(metadata) = file.metadata() else { return false };
+    let age = metadata.modified().ok().and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
+    metadata.uid() == nix::unistd::geteuid().as_raw()
+        && (made_here || age > ABANDONED)
+        && file.try_lock().is_ok()
+}
+
+/// This node's name as a part of a file's name.
+fn node() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(64).collect()
 }
 
 /// Handles those of [`SIGNALS`] that would end the process. Ignored ones (`nohup`) stay ignored.

@@ -15,11 +15,13 @@
 mod support;
 
 mod bad_input;
+mod budgets;
 mod busybox_image;
 mod cli;
 mod convert;
 mod enact;
 mod export;
+mod faults;
 mod frugality;
 mod hostile_squashfs;
 mod image_server;

@@ -28,6 +28,8 @@ impl Compression {
 
 /// Largest window of a Zstandard frame, as a power of two: 128 MiB, as `zstd -d` allows without being asked.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Window that any frame may ask for, whatever the first one says: 8 MiB, what levels up to 19 use.
+const ZSTD_WINDOW_LOG_USUAL: u32 = 23;
 
 /// Recognises the compression from a blob's first bytes (a header block of 512 is plenty). The error is the name of a
 /// compression that layers do not have.
@@ -46,15 +48,60 @@ pub fn detect(start: &[u8]) -> Result<Compression, &'static str> {
     }
 }
 
+/// Memory that the decoder of a blob takes at most, bytes; `start` are the blob's first bytes.
+pub fn held_bytes(start: &[u8], compression: Compression) -> u64 {
+    match compression {
+        Compression::Plain => 0,
+        Compression::Gzip => 64 << 10,
+        // The window, and blocks on their way in and out of it.
+        Compression::Zstd => (1 << window_log(start)) + (1 << 20),
+    }
+}
+
+/// Largest window that the frames of a Zstandard blob may have, as a power of two: what the first frame asks for, so
+/// that it is known beforehand, but at least the usual and at most the largest (RFC 8878, 3.1.1.1).
+fn window_log(start: &[u8]) -> u32 {
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    let window = match start {
+        [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] if descriptor & SINGLE_SEGMENT != 0 => {
+            content_size(*descriptor, rest)
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, _, window, ..] => {
+            let base = 1_u64 << (10 + (window >> 3));
+            Some(base + base / 8 * u64::from(window & 7))
+        }
+        // A skippable frame tells nothing about those behind it.
+        _ => None,
+    };
+    let log =
+        window.and_then(u64::checked_next_power_of_two).map_or(ZSTD_WINDOW_LOG_MAX, u64::trailing_zeros);
+    log.clamp(ZSTD_WINDOW_LOG_USUAL, ZSTD_WINDOW_LOG_MAX)
+}
+
+/// The content size of a frame that is one segment, which is its window.
+fn content_size(descriptor: u8, rest: &[u8]) -> Option<u64> {
+    let dictionary_id = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied()?;
+    let field = rest.get(dictionary_id..)?;
+    let size: u64 = match (descriptor >> 6, field) {
+        (0, [a, ..]) => u64::from(*a),
+        (1, [a, b, ..]) => u64::from(u16::from_le_bytes([*a, *b])) + 256,
+        (2, [a, b, c, d, ..]) => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
+        (3, [a, b, c, d, e, f, g, h, ..]) => u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+        _ => return None,
+    };
+    Some(size)
+}
+
 /// The uncompressed bytes of `blob`. Bytes after the last gzip member or Zstandard frame are an error, as in Go.
-pub fn decoder<'a>(blob: impl BufRead + 'a, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decoder<'a>(mut blob: impl BufRead + 'a, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match compression {
         Compression::Plain => Box::new(blob),
         // Several members are normal: eStargz has one for each file.
         Compression::Gzip => Box::new(GzipReader::new(blob)),
         Compression::Zstd => {
+            let window_log = window_log(blob.fill_buf()?);
             let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            decoder.window_log_max(window_log)?;
             Box::new(decoder)
         }
     })
@@ -137,6 +184,32 @@ mod tests {
                 assert!(decode(&whole[..cut]).is_err(), "cut at {cut} of {}", whole.len());
             }
         }
+    }
+
+    #[test]
+    fn windows_are_known_from_the_first_frame() {
+        let frame = |log: u32, size: Option<u64>| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("encoder");
+            encoder.window_log(log).expect("parameter");
+            encoder.set_pledged_src_size(size).expect("parameter");
+            encoder
+                .write_all(&vec![b'x'; size.map_or(5000, |size| usize::try_from(size).expect("small"))])
+                .expect("in memory");
+            encoder.finish().expect("in memory")
+        };
+        for (log, expected) in [(10, 23), (20, 23), (23, 23), (24, 24), (27, 27)] {
+            assert_eq!(window_log(&frame(log, None)), expected, "window 2^{log}");
+        }
+        for size in [0, 255, 256, 65_535, 65_536, 70_000, 9 << 20] {
+            let expected = if size > 8 << 20 { 24 } else { 23 };
+            assert_eq!(window_log(&frame(27, Some(size))), expected, "content of {size}");
+        }
+        assert_eq!(window_log(&skippable(b"toc")), 27);
+        assert_eq!(window_log(b"\x28\xb5\x2f\xfd"), 27);
+        // A later frame may not need more than the first, or than usual.
+        assert!(decode(&[frame(10, None), frame(23, None)].concat()).is_ok());
+        assert!(decode(&[frame(26, None), frame(26, None)].concat()).is_ok());
+        assert!(decode(&[frame(10, None), frame(26, None)].concat()).is_err());
     }
 
     #[test]

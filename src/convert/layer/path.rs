@@ -1,6 +1,6 @@
 //! Names in a layer: cleaned lexically, kept inside the image, told apart from whiteouts.
 
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Exceeded, Limit};
 
 /// Why a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,13 +15,8 @@ pub enum PathError {
     #[error("the path leaves the image")]
     Escape,
     /// Too long or too deep.
-    #[error("the path exceeds the limit of {limit} {what}")]
-    Budget {
-        /// `bytes`, `components`, `bytes in a component`.
-        what: &'static str,
-        /// How many may be.
-        limit: usize,
-    },
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
     /// `.wh.`, `.wh..` or `.wh...`: a whiteout of nothing, `.` or `..`.
     #[error("the whiteout names no file")]
     EmptyWhiteout,
@@ -39,22 +34,18 @@ pub fn clean<'a>(name: &'a [u8], budget: &Budget) -> Result<Components<'a>, Path
     if name.contains(&0) {
         return Err(PathError::Nul);
     }
-    if name.len() > budget.path_bytes {
-        return Err(PathError::Budget { what: "bytes", limit: budget.path_bytes });
-    }
+    budget.check_len(Limit::PathBytes, name.len())?;
     let mut components = Vec::new();
     for component in name.split(|byte| *byte == b'/') {
         match component {
             b"" | b"." => {}
             b".." => drop(components.pop().ok_or(PathError::Escape)?),
-            name if name.len() > budget.name_bytes => {
-                return Err(PathError::Budget { what: "bytes in a component", limit: budget.name_bytes });
+            name => {
+                budget.check_len(Limit::NameBytes, name.len())?;
+                components.push(name);
             }
-            name => components.push(name),
         }
-        if components.len() > budget.depth {
-            return Err(PathError::Budget { what: "components", limit: budget.depth });
-        }
+        budget.check_len(Limit::Depth, components.len())?;
     }
     Ok(components)
 }
@@ -178,9 +169,10 @@ mod tests {
             check(escape, Err(PathError::Escape));
         }
         let long = vec![b'a'; 256];
-        check(&long, Err(PathError::Budget { what: "bytes in a component", limit: 255 }));
-        check(&b"a/".repeat(2049), Err(PathError::Budget { what: "bytes", limit: 4096 }));
-        check(&b"a/".repeat(257), Err(PathError::Budget { what: "components", limit: 256 }));
+        let exceeded = |limit| Err(PathError::Budget(Budget::default().exceeded(limit)));
+        check(&long, exceeded(Limit::NameBytes));
+        check(&b"a/".repeat(2049), exceeded(Limit::PathBytes));
+        check(&b"a/".repeat(257), exceeded(Limit::Depth));
         check(&vec![b'a'; 255], Ok(&[b"/", &long[1..]].concat()));
     }
 

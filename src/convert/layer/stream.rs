@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::chunk::Spare;
 use super::decompress::{self, Compression};
 use super::verify::{Part, Verifier};
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Exceeded, Limit};
 use crate::convert::progress::{LayerProgress, LayerState, Progress, Wait};
 use crate::convert::source::{LayerInfo, Source, SourceError};
 use crate::image::digest::Digest;
@@ -73,13 +73,8 @@ pub enum LayerError {
         got: Digest,
     },
     /// More than the budget allows.
-    #[error("{what} exceed the limit of {limit}")]
-    Budget {
-        /// What is counted.
-        what: &'static str,
-        /// How many may be.
-        limit: u64,
-    },
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
     /// No thread for a stage.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -94,6 +89,34 @@ pub trait LayerStream: Read {
     ///
     /// After a read that failed this is the reason.
     fn finish(&mut self) -> Result<(), LayerError>;
+
+    /// Memory that decoders of the image hold now, this layer's and others', bytes.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// Memory that the decoders of one image hold, bytes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Held(Arc<AtomicU64>);
+
+/// One decoder's part of it.
+struct Holding<'a> {
+    held: &'a Held,
+    bytes: u64,
+}
+
+impl Held {
+    fn hold(&self, bytes: u64) -> Holding<'_> {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+        Holding { held: self, bytes }
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.held.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// What goes through a queue.
@@ -137,18 +160,21 @@ impl Fetch {
         source: &'env dyn Source,
         progress: &'env Progress,
         budget: Budget,
+        held: &Held,
     ) -> Result<Tar<'env>, LayerError> {
         let Fetch { index, pieces, spare } = self;
         let (to_hash, inflated) = bounded(TAR_CHUNKS);
-        let of_inflate = spare.clone();
-        let work =
-            move || send_end(&to_hash, inflate(pieces, of_inflate, progress.layer(index), &to_hash, &budget));
+        let (of_inflate, inflate_held) = (spare.clone(), held.clone());
+        let work = move || {
+            let progress = progress.layer(index);
+            send_end(&to_hash, inflate(pieces, of_inflate, progress, &to_hash, &budget, &inflate_held));
+        };
         start_thread(scope, format!("inflate-{index}"), work)?;
         let (to_reader, pieces) = bounded(TAR_CHUNKS);
         let layer = source.image().layers.get(index);
         let work = move || send_end(&to_reader, verify_tar(layer, &inflated, &to_reader));
         start_thread(scope, format!("diff-id-{index}"), work)?;
-        Ok(Tar { index, pieces, spare, chunk: Vec::new(), at: 0, end: None, progress })
+        Ok(Tar { index, pieces, spare, chunk: Vec::new(), at: 0, end: None, progress, held: held.clone() })
     }
 }
 
@@ -201,14 +227,16 @@ fn inflate(
     progress: &LayerProgress,
     next: &Sender<Piece>,
     budget: &Budget,
+    held: &Held,
 ) -> Result<Compression, LayerError> {
     let taken = Arc::default();
     let mut blob =
         Blob { pieces, spare, progress, chunk: Vec::new(), at: 0, taken, ended: false, error: None };
     let Some(compression) = blob.next_chunk()? else { return Ok(Compression::Plain) };
     if compression == Compression::Plain {
-        return pass_through(blob, next);
+        return pass_through(blob, next, budget);
     }
+    let _holding = held.hold(decompress::held_bytes(&blob.chunk, compression));
     let end = inflate_all(&mut blob, compression, next, budget);
     if let Err(LayerError::Corrupt { .. }) = end {
         // The blob's own verdict explains more: it may be corrupt because it is not the blob that was named.
@@ -217,9 +245,14 @@ fn inflate(
     end.map(|()| compression)
 }
 
-fn pass_through(mut blob: Blob<'_>, next: &Sender<Piece>) -> Result<Compression, LayerError> {
+fn pass_through(
+    mut blob: Blob<'_>,
+    next: &Sender<Piece>,
+    budget: &Budget,
+) -> Result<Compression, LayerError> {
     let compression = Compression::Plain;
     loop {
+        budget.check(Limit::StreamBytes, blob.taken.load(Ordering::Relaxed))?;
         let bytes = std::mem::take(&mut blob.chunk);
         if next.send(Ok(Chunk { bytes, compression })).is_err() || blob.next_chunk()?.is_none() {
             return Ok(compression);
@@ -242,15 +275,9 @@ fn inflate_all(
         made = made.saturating_add(bytes.len() as u64);
         let allowed = taken.load(Ordering::Relaxed).saturating_mul(budget.expansion);
         if made > allowed.max(budget.expansion_floor_bytes) {
-            let what = "uncompressed bytes for each compressed byte";
-            return Err(LayerError::Budget { what, limit: budget.expansion });
+            return Err(budget.exceeded(Limit::Expansion).into());
         }
-        if made > budget.stream_bytes {
-            return Err(LayerError::Budget {
-                what: "uncompressed bytes of a layer",
-                limit: budget.stream_bytes,
-            });
-        }
+        budget.check(Limit::StreamBytes, made)?;
         if bytes.is_empty() || next.send(Ok(Chunk { bytes, compression })).is_err() {
             return Ok(());
         }
@@ -358,6 +385,7 @@ pub(crate) struct Tar<'a> {
     at: usize,
     end: Option<Result<(), LayerError>>,
     progress: &'a Progress,
+    held: Held,
 }
 
 impl Tar<'_> {
@@ -402,5 +430,9 @@ impl LayerStream for Tar<'_> {
             self.next_chunk();
         }
         self.end.replace(Ok(())).unwrap_or(Err(LayerError::Stopped))
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.held.0.load(Ordering::Relaxed)
     }
 }

@@ -1,5 +1,6 @@
 //! Why layers do not make a tree.
 
+use crate::convert::budget::Exceeded;
 use crate::convert::layer::path::PathError;
 
 /// An entry, or a whole layer, that cannot be merged.
@@ -43,12 +44,9 @@ pub enum TreeError {
         /// The directory.
         target: Vec<u8>,
     },
-    /// More names than the budget has room for.
-    #[error("the tree needs more than {limit} bytes of memory")]
-    Memory {
-        /// Bytes it may have.
-        limit: u64,
-    },
+    /// More than the budget allows.
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
     /// More names, inodes or bytes of names than 32 bits can count.
     #[error("the tree has more names than can be counted")]
     Full,

@@ -2,15 +2,21 @@
 
 use super::TreeError;
 use super::leaf::{LeafId, LeafKind};
+use super::memory::Written;
 use super::merge::Merge;
 use super::meta::{Meta, MetaId, Notes};
 use super::names::NameId;
 use super::nodes::{NodeId, Nodes, ROOT};
+use crate::convert::budget::Limit;
 use crate::convert::layer::path::{self, Components, Meaning};
 use crate::convert::layer::tar::{Entry, EntryKind};
 
 /// Symbolic links followed on the way to one name, as many as the kernel follows.
 const SYMLINKS_MAX: usize = 40;
+
+/// Components walked on the way to one name, those of links included. No path that the kernel takes has more, and
+/// links of links of long targets could ask for 80 000 at every entry.
+const STEPS_MAX: usize = 2048;
 
 /// What becomes of an entry's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +35,8 @@ pub struct LayerTree {
     /// Hard links whose target was not in this layer when they came.
     pub(super) links: Vec<Link>,
     link_bytes: u64,
+    /// What its names and targets will take when they are written.
+    pub(super) written: Written,
     entries: u32,
     /// What was left out of the layers above.
     pub(super) notes_before: Notes,
@@ -68,6 +76,7 @@ impl LayerTree {
             masks: Nodes::new(Mask::default()),
             links: Vec::new(),
             link_bytes: 0,
+            written: Written::default(),
             entries: 0,
             notes_before,
         }
@@ -75,7 +84,7 @@ impl LayerTree {
 
     /// Memory in use, bytes.
     pub(super) fn memory(&self) -> u64 {
-        self.own.memory() + self.masks.memory() + self.link_bytes
+        self.own.memory(0) + self.masks.memory(0) + self.link_bytes
     }
 }
 
@@ -159,7 +168,7 @@ impl Merge {
                 let meta = self.metas.take(entry, self.options.keep_trusted_xattrs)?;
                 let directory = Own::Directory(Some(self.metas.add_directory(meta)?));
                 // A directory that is there already keeps its children.
-                let node = layer.own.child_or_insert(parent, name, directory)?;
+                let node = self.own_child(layer, parent, name, directory)?;
                 *layer.own.get_mut(node) = directory;
                 return Ok(Decision::Skip);
             }
@@ -167,10 +176,13 @@ impl Merge {
             _ => {
                 let meta = self.metas.take(entry, self.options.keep_trusted_xattrs)?;
                 let kind = self.leaf_kind(entry, number)?;
+                if let LeafKind::Symlink(target) = kind {
+                    layer.written.add(Written::target(self.names.get(target).len()));
+                }
                 self.leaves.add(meta, kind)?
             }
         };
-        let node = layer.own.child_or_insert(parent, name, Own::Leaf(leaf))?;
+        let node = self.own_child(layer, parent, name, Own::Leaf(leaf))?;
         layer.own.drop_children(node);
         *layer.own.get_mut(node) = Own::Leaf(leaf);
         let has_data = matches!(entry.kind, EntryKind::File { .. });
@@ -267,12 +279,11 @@ impl Merge {
                     }
                 }
             }
-            if links > SYMLINKS_MAX || steps > budget.path_bytes {
+            if links > SYMLINKS_MAX || steps > STEPS_MAX {
                 return Err(TreeError::SymlinkLoop);
             }
-            if walked.len() >= budget.depth {
-                return Err(path::PathError::Budget { what: "components", limit: budget.depth }.into());
-            }
+            // The name itself comes on top.
+            budget.check_len(Limit::Depth, walked.len() + 1)?;
         }
         Ok(walked.into_iter().map(|(name, _)| name).collect())
     }
@@ -291,6 +302,9 @@ impl Merge {
     fn push_steps(&mut self, target: NameId, todo: &mut Vec<Step>) -> Result<(), TreeError> {
         let target = self.names.get(target).to_vec();
         for component in target.split(|byte| *byte == b'/').rev() {
+            if todo.len() > STEPS_MAX {
+                return Err(TreeError::SymlinkLoop);
+            }
             match component {
                 b"" | b"." => {}
                 b".." => todo.push(Step::Up),
@@ -303,11 +317,27 @@ impl Merge {
         Ok(())
     }
 
+    /// A node of the layer's own tree, new or known.
+    fn own_child(
+        &self,
+        layer: &mut LayerTree,
+        parent: NodeId,
+        name: NameId,
+        value: Own,
+    ) -> Result<NodeId, TreeError> {
+        let before = layer.own.count();
+        let node = layer.own.child_or_insert(parent, name, value)?;
+        if layer.own.count() > before {
+            layer.written.add(Written::name(self.names.get(name).len()));
+        }
+        Ok(node)
+    }
+
     /// Makes the directories of a resolved path that are missing.
     fn make_directories(&self, layer: &mut LayerTree, path: &[NameId]) -> Result<NodeId, TreeError> {
         let mut node = ROOT;
         for name in path {
-            node = layer.own.child_or_insert(node, *name, Own::Directory(None))?;
+            node = self.own_child(layer, node, *name, Own::Directory(None))?;
             if let Own::Leaf(_) = layer.own.get(node) {
                 let path = layer.own.path(node);
                 return Err(TreeError::ParentNotDirectory(self.join(&path)));

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use super::TreeError;
 use super::layer::{LayerTree, Link, Mask, Own};
 use super::leaf::{LeafId, LeafKind, Leaves};
+use super::memory::{self, Written};
 use super::meta::{MetaId, Metas};
 use super::names::{NameId, Names};
 use super::nodes::{NodeId, Nodes, ROOT};
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Limit};
 use crate::convert::layer::path;
 use crate::squashfs::writer::FileId;
 
@@ -45,6 +46,12 @@ pub struct Merge {
     /// Hard links of layers above that look for their target.
     pub(super) pending: Vec<Link>,
     pending_bytes: u64,
+    /// What the result so far will take when it is written, attributes apart.
+    written: Written,
+    /// Files whose data is stored.
+    stored: usize,
+    /// Memory of others that the budget must cover while layers are merged, bytes.
+    held: u64,
 }
 
 /// A node of the result.
@@ -87,6 +94,9 @@ impl Merge {
             merged: Nodes::new(root),
             pending: Vec::new(),
             pending_bytes: 0,
+            written: Written::default(),
+            stored: 0,
+            held: 0,
         }
     }
 
@@ -103,6 +113,12 @@ impl Merge {
     /// The data of a file is stored.
     pub fn store(&mut self, leaf: LeafId, file: FileId) {
         self.leaves.set_kind(leaf, LeafKind::Stored(file));
+        self.stored += 1;
+    }
+
+    /// Tells how much memory decoders hold while the next entry is taken, bytes.
+    pub fn hold(&mut self, held: u64) {
+        self.held = held;
     }
 
     /// Ends a layer: binds hard links, lays it under the result, lets its whiteouts act on the layers below.
@@ -139,10 +155,30 @@ impl Merge {
 
     /// Fails when names and inodes take more memory than they may.
     pub(super) fn check_memory(&self, layer: &LayerTree) -> Result<(), TreeError> {
-        let limit = self.options.budget.tree_bytes;
-        let shared = self.names.memory() + self.metas.memory() + self.leaves.memory();
-        let used = shared + self.merged.memory() + layer.memory() + self.pending_bytes;
-        if used > limit { Err(TreeError::Memory { limit }) } else { Ok(()) }
+        let used = self.merging(layer).max(self.writing(layer)) + memory::stored(self.stored);
+        Ok(self.options.budget.check(Limit::TreeBytes, used)?)
+    }
+
+    /// Memory when `layer` is laid under the result, what decoders hold included, bytes.
+    fn merging(&self, layer: &LayerTree) -> u64 {
+        let added = layer.own.count() + layer.masks.count();
+        let merged = self.merged.memory(added) + (added * size_of::<(u32, LeafId)>()) as u64;
+        let links = layer.memory() + self.pending_bytes;
+        self.shared() + self.metas.xattrs_written.tree + merged + links + self.held
+    }
+
+    /// Memory when the tree is made, or when it is written, if all there is belongs to it, bytes.
+    fn writing(&self, layer: &LayerTree) -> u64 {
+        let mut written = self.metas.xattrs_written;
+        written.add(self.written);
+        written.add(layer.written);
+        let nodes = self.merged.count() + layer.own.count() + layer.masks.count();
+        let merge = self.shared() + self.pending_bytes + (nodes * Nodes::<Merged>::NODE_SIZE) as u64;
+        written.tree + written.tables.max(merge)
+    }
+
+    fn shared(&self) -> u64 {
+        self.names.memory() + self.metas.memory() + self.leaves.memory()
     }
 
     /// A path for messages.
@@ -222,11 +258,16 @@ impl Merge {
                 match (layer.own.get(child), node.kind) {
                     (Own::Directory(_), MergedKind::Ghost) => {
                         node.kind = MergedKind::Directory;
+                        self.written.add(Written::name(self.names.get(name).len()));
                         todo.push((to, child));
                     }
                     (Own::Directory(_), MergedKind::Directory) => todo.push((to, child)),
                     (Own::Leaf(leaf), MergedKind::Ghost) => {
                         node.kind = MergedKind::Leaf(*leaf);
+                        self.written.add(Written::name(self.names.get(name).len()));
+                        if let LeafKind::Symlink(target) = self.leaves.get(*leaf).kind {
+                            self.written.add(Written::target(self.names.get(target).len()));
+                        }
                         need(&self.leaves, *leaf, rescan);
                     }
                     (Own::Leaf(_), MergedKind::Directory) => staged.push(to),

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::TreeError;
+use super::memory::Written;
 use crate::convert::layer::tar::Entry;
 
 /// Extended attributes, full name and value.
@@ -37,7 +38,8 @@ pub struct Notes {
 pub(super) struct Metas {
     directories: Vec<Meta>,
     xattrs: Vec<Xattrs>,
-    xattr_bytes: u64,
+    /// What all attributes take; those of hidden entries stay until the end.
+    pub(super) xattrs_written: Written,
     pub(super) notes: Notes,
 }
 
@@ -55,8 +57,7 @@ impl Metas {
         }
         let mut number = None;
         if !kept.is_empty() {
-            let bytes = kept.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>();
-            self.xattr_bytes += bytes as u64;
+            self.xattrs_written.add(Written::xattrs(&kept));
             self.xattrs.push(kept);
             number = NonZeroU32::new(u32::try_from(self.xattrs.len()).map_err(|_| TreeError::Full)?);
         }
@@ -81,9 +82,9 @@ impl Metas {
         xattrs.map(std::mem::take).unwrap_or_default()
     }
 
-    /// Memory in use, bytes.
+    /// Memory in use, bytes, without the attributes.
     pub(super) fn memory(&self) -> u64 {
-        (self.directories.len() * size_of::<Meta>()) as u64 + self.xattr_bytes
+        (self.directories.len() * size_of::<Meta>() + self.xattrs.len() * size_of::<Xattrs>()) as u64
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 mod finish;
 mod layer;
 mod leaf;
+mod memory;
 mod merge;
 mod meta;
 mod names;

@@ -49,7 +49,8 @@ impl Names {
 
     /// Memory in use, bytes.
     pub(super) fn memory(&self) -> u64 {
-        (self.bytes.len() + 4 * self.ends.len() + 4 * self.slots.len()) as u64
+        // Half as much again for the slots: while they grow there are two tables.
+        (self.bytes.len() + 4 * self.ends.len() + 6 * self.slots.len()) as u64
     }
 
     /// The slot that holds `name`, or the free one where it belongs; none only while the table is empty.

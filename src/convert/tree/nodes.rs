@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::TreeError;
+use super::memory;
 use super::names::NameId;
 
 /// Position of a node.
@@ -32,6 +33,9 @@ struct Node<T> {
 }
 
 impl<T> Nodes<T> {
+    /// Bytes of a node, without its share of the index.
+    pub(super) const NODE_SIZE: usize = size_of::<Node<T>>();
+
     /// A tree that is only a root.
     pub(super) fn new(root: T) -> Nodes<T> {
         let root = Node { parent: NONE, name: None, first_child: NONE, next_sibling: NONE, value: root };
@@ -107,9 +111,20 @@ impl<T> Nodes<T> {
         path.iter().try_fold(ROOT, |node, name| self.child(node, *name))
     }
 
-    /// Memory in use, bytes (the index has about 20 an entry).
-    pub(super) fn memory(&self) -> u64 {
-        (self.nodes.len() * (size_of::<Node<T>>() + 20)) as u64
+    /// How many nodes there are, the unreachable ones included.
+    pub(super) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Memory in use once there are `more` nodes, bytes.
+    pub(super) fn memory(&self, more: usize) -> u64 {
+        let nodes = (self.nodes.len() + more) * Self::NODE_SIZE;
+        let index = memory::table(
+            self.index.capacity(),
+            self.index.len() + more + 1,
+            size_of::<((NodeId, NameId), NodeId)>(),
+        );
+        nodes as u64 + index
     }
 
     /// Frees the index; children can only be listed from here on.

@@ -1,5 +1,7 @@
 //! Why a tar is refused: where, and what is wrong there.
 
+use crate::convert::budget::Exceeded;
+
 /// A tar that cannot be read, with the place.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", place(.entry.as_deref(), *.offset))]
@@ -68,20 +70,8 @@ pub enum Problem {
     #[error("malformed sparse map: {0}")]
     Sparse(&'static str),
     /// More than the [`crate::convert::Budget`] allows.
-    #[error("{what} exceed the limit of {limit}")]
-    Budget {
-        /// What is counted.
-        what: &'static str,
-        /// How many may be.
-        limit: u64,
-    },
-}
-
-impl Problem {
-    /// Whether reading on could not tell more about the cause.
-    pub fn is_budget(&self) -> bool {
-        matches!(self, Problem::Budget { .. })
-    }
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
 }
 
 /// Where in a tar something lies, said the same way by every stage.

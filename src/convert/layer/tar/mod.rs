@@ -19,7 +19,7 @@ pub(crate) use error::place;
 pub use error::{Problem, TarError};
 pub use write::{END, can_hold_xattr, encode_header, padding_of};
 
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Limit};
 use header::{BLOCK_BYTES, BLOCK_SIZE, Block, Dialect, Header};
 use pax::Pax;
 use sparse::{MapInData, OldGnu, PaxSparse};
@@ -78,6 +78,11 @@ impl<R: Read> Reader<R> {
     pub fn continuing(input: R, budget: Budget, counts: Counts) -> Reader<R> {
         let scratch = vec![0; SKIP_SIZE].into_boxed_slice();
         Reader { input, budget, offset: 0, data_left: 0, padding: 0, counts, scratch }
+    }
+
+    /// Where the tar comes from.
+    pub fn input(&self) -> &R {
+        &self.input
     }
 
     /// What this tar and those before it have used of the budget.
@@ -144,19 +149,12 @@ impl<R: Read> Reader<R> {
         if header.type_flag != b'g' {
             extensions.count += 1;
         }
-        if extensions.count > self.budget.extensions {
-            let limit = self.budget.extensions.try_into().unwrap_or(u64::MAX);
-            return Err(Problem::Budget { what: "extension headers of one entry", limit });
-        }
-        Ok(())
+        Ok(self.budget.check_len(Limit::Extensions, extensions.count)?)
     }
 
     fn read_extension_body(&mut self, size: i64) -> Result<Vec<u8>, Problem> {
         let size = usize::try_from(size).map_err(|_| Problem::Range { field: "size", value: size })?;
-        if size > self.budget.extension_bytes {
-            let limit = self.budget.extension_bytes.try_into().unwrap_or(u64::MAX);
-            return Err(Problem::Budget { what: "bytes of an extension header", limit });
-        }
+        self.budget.check_len(Limit::ExtensionBytes, size)?;
         let mut body = vec![0; size];
         self.read_exact(&mut body, "extension header")?;
         self.padding = padding(size as u64);
@@ -280,9 +278,7 @@ impl<R: Read> Reader<R> {
 
     fn begin_data(&mut self, stored: u64, size: u64) -> Result<(), Problem> {
         self.counts.file_bytes = self.counts.file_bytes.saturating_add(size);
-        if self.counts.file_bytes > self.budget.file_bytes {
-            return Err(Problem::Budget { what: "bytes of all files", limit: self.budget.file_bytes });
-        }
+        self.budget.check(Limit::FileBytes, self.counts.file_bytes)?;
         self.data_left = stored;
         self.padding = padding(stored);
         Ok(())
@@ -405,10 +401,7 @@ impl<R: Read> Reader<R> {
 
     fn count_entry(&mut self) -> Result<(), Problem> {
         self.counts.entries += 1;
-        if self.counts.entries > self.budget.entries {
-            return Err(Problem::Budget { what: "entries", limit: self.budget.entries });
-        }
-        Ok(())
+        Ok(self.budget.check(Limit::Entries, self.counts.entries)?)
     }
 }
 

@@ -5,7 +5,7 @@ use super::entry::Segment;
 use super::error::Problem;
 use super::number::{parse_decimal, parse_time};
 use super::sparse;
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Limit};
 
 /// What the records before one entry say. An empty value means "as in the header", as in Go.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(super) struct Pax {
     pub(super) mtime: Option<i64>,
     /// Sorted by name, each once.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names and values of all xattr records, also of those that were taken back.
+    xattr_bytes: usize,
     /// `SCHILY.acl.*` and `LIBARCHIVE.xattr.*`.
     pub(super) ignored: u32,
     pub(super) sparse: SparseRecords,
@@ -109,10 +111,9 @@ impl Pax {
             return Err(malformed("a key contains NUL"));
         }
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-            if value.len() > budget.xattr_value_bytes {
-                let limit = budget.xattr_value_bytes.try_into().unwrap_or(u64::MAX);
-                return Err(Problem::Budget { what: "bytes of an xattr value", limit });
-            }
+            budget.check_len(Limit::XattrValueBytes, value.len())?;
+            self.xattr_bytes = self.xattr_bytes.saturating_add(name.len() + value.len());
+            budget.check_len(Limit::XattrBytes, self.xattr_bytes)?;
             self.xattrs.push((name.to_vec(), value.to_vec()));
         } else if key.starts_with(b"SCHILY.acl.") || key.starts_with(b"LIBARCHIVE.xattr.") {
             self.ignored = self.ignored.saturating_add(1);

@@ -5,7 +5,7 @@ use super::error::Problem;
 use super::header::{Block, field};
 use super::number::{parse_decimal, parse_field};
 use super::pax::Pax;
-use crate::convert::budget::Budget;
+use crate::convert::budget::{Budget, Limit};
 
 /// How the PAX records say where the map is.
 #[derive(Debug, PartialEq, Eq)]
@@ -177,9 +177,5 @@ pub(super) fn check_map(mut segments: Vec<Segment>, size: u64, stored: u64) -> R
 }
 
 fn check_count(count: usize, budget: &Budget) -> Result<(), Problem> {
-    if count > budget.segments {
-        let limit = budget.segments.try_into().unwrap_or(u64::MAX);
-        return Err(Problem::Budget { what: "segments of a sparse file", limit });
-    }
-    Ok(())
+    Ok(budget.check_len(Limit::Segments, count)?)
 }

@@ -125,9 +125,9 @@ impl Archive {
         if !metadata.is_file() {
             return Err(ArchiveError::NotRegular);
         }
-        let mut start = [0; 6];
-        let count = file.read_at(&mut start, 0).map_err(ArchiveError::Read)?;
-        let packing = Packing::of(start.get(..count).unwrap_or_default());
+        let mut start = Vec::new();
+        (&file).take(6).read_to_end(&mut start).map_err(ArchiveError::Read)?;
+        let packing = Packing::of(&start);
         let mut archive = Archive {
             file: Arc::new(file),
             length: metadata.len(),
@@ -255,7 +255,13 @@ impl Read for Slice {
         let Some(buffer) = buffer.get_mut(..wanted).filter(|buffer| !buffer.is_empty()) else {
             return Ok(0);
         };
-        let count = self.file.read_at(buffer, self.offset)?;
+        let count = loop {
+            match self.file.read_at(buffer, self.offset) {
+                // Not every decoder above makes the call again.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
         if count == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive was cut short meanwhile"));
         }
