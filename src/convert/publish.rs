@@ -74,7 +74,7 @@ impl Unpublished {
         let path = &destination.path;
         let failed = |source| ConvertError::Create { path: path.clone(), source };
         let (directory, name) = destination.place()?;
-        Temporary::sweep(directory.as_fd(), destination.parent());
+        Temporary::sweep(directory.as_fd());
         let (temporary, output) = match file::create_unnamed(directory.as_fd(), MODE).map_err(failed)? {
             Some(output) => (None, output),
             None => {

@@ -289,7 +289,7 @@ fn read_launch(mut section: Section<'_, '_>) -> LaunchRules {
 
 fn read_convert(mut section: Section<'_, '_>) -> ConvertLimits {
     let limits = ConvertLimits {
-        max_layers: section.number("max_layers", 1..=65_535),
+        max_layers: section.number("max_layers", 1..=1024),
         max_size_bytes: section.size_bytes("max_size"),
         max_expansion: section.number("max_expansion", 1..=1_000_000_000),
         max_entries: section.number("max_entries", 1..=u64::from(u32::MAX)),

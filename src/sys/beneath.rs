@@ -9,11 +9,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::Error;
+use super::file::uninterrupted;
 
 /// Opens the directory that the caller named, through whatever links the caller's path has.
 pub fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, Mode::empty())
+    uninterrupted(|| nix::fcntl::open(path, flags, Mode::empty()))
         .map_err(|errno| Error::new(format!("open({path:?}, DIRECTORY)"), errno))
 }
 
@@ -33,11 +34,11 @@ pub fn open_file(directory: BorrowedFd<'_>, names: &[&str]) -> Result<File, Erro
     for name in parents {
         let at = held.as_ref().map_or(directory, |fd| fd.as_fd());
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        held = Some(openat(at, *name, flags, Mode::empty()).map_err(fail)?);
+        held = Some(uninterrupted(|| openat(at, *name, flags, Mode::empty())).map_err(fail)?);
     }
     let at = held.as_ref().map_or(directory, |fd| fd.as_fd());
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = File::from(openat(at, *last, flags, Mode::empty()).map_err(fail)?);
+    let file = File::from(uninterrupted(|| openat(at, *last, flags, Mode::empty())).map_err(fail)?);
     let metadata = file.metadata().map_err(|error| Error::from_io(call(), &error))?;
     if metadata.is_file() { Ok(file) } else { Err(fail(Errno::EINVAL)) }
 }

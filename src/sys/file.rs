@@ -5,9 +5,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -16,7 +18,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use super::Error;
 
 /// Makes a call again for as long as signals interrupt it, which network file systems allow anywhere.
-fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}
@@ -67,6 +69,15 @@ pub fn create_new(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<
         Err(Errno::EEXIST) => Ok(None),
         Err(errno) => Err(Error::new(format!("open({name:?}, CREAT|EXCL|RDWR)"), errno)),
     }
+}
+
+/// The names in a directory, as far as they can be read.
+pub fn names(directory: BorrowedFd<'_>) -> Vec<OsString> {
+    // Not std's, which panics where closing fails.
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let Ok(mut entries) = Dir::openat(directory, ".", flags, Mode::empty()) else { return Vec::new() };
+    let name = |entry: Entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+    entries.iter().map_while(Result::ok).map(name).collect()
 }
 
 /// Opens a regular file for reading; none if there is no such file, a link included.

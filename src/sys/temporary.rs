@@ -10,7 +10,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -52,11 +51,10 @@ pub struct Temporary {
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Temporary {
-    /// Removes what dead processes of this user have left in `directory`, which is at `path`. What cannot be removed stays.
-    pub fn sweep(directory: BorrowedFd<'_>, path: &Path) {
-        let Ok(entries) = std::fs::read_dir(path) else { return };
+    /// Removes what dead processes of this user have left in `directory`. What cannot be removed stays.
+    pub fn sweep(directory: BorrowedFd<'_>) {
         let here = format!("{PREFIX}{}-", node());
-        for name in entries.filter_map(Result::ok).map(|entry| entry.file_name()) {
+        for name in file::names(directory) {
             let bytes = name.as_bytes();
             if !bytes.starts_with(PREFIX.as_bytes()) || !bytes.ends_with(SUFFIX.as_bytes()) {
                 continue;

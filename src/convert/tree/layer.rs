@@ -229,8 +229,9 @@ impl Merge {
             }
             None => {
                 let leaf = self.leaves.add(Meta::shared(), LeafKind::Unresolved)?;
-                layer.link_bytes += (4 * (link.len() + path.len()) + size_of::<Link>()) as u64;
-                layer.links.push(Link { leaf, path: link.to_vec(), target: path, fallback: None });
+                let link = Link { leaf, path: link.to_vec(), target: path, fallback: None };
+                layer.link_bytes += link.memory();
+                layer.links.push(link);
                 Ok(leaf)
             }
         }
@@ -285,7 +286,11 @@ impl Merge {
             // The name itself comes on top.
             budget.check_len(Limit::Depth, walked.len() + 1)?;
         }
-        Ok(walked.into_iter().map(|(name, _)| name).collect())
+        // With room for the name itself and no more: paths of links stay, and collecting in place would keep the room of
+        // what was walked.
+        let mut path = Vec::with_capacity(walked.len() + 1);
+        path.extend(walked.into_iter().map(|(name, _)| name));
+        Ok(path)
     }
 
     /// The target, if this layer has a symbolic link there.

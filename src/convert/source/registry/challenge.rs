@@ -191,4 +191,32 @@ mod tests {
             parse_challenges([text.as_str()]);
         }
     }
+
+    #[test]
+    fn any_text_ends() {
+        let pieces = [
+            "Bearer ",
+            "realm",
+            "=",
+            "\"",
+            "\\",
+            ",",
+            " ",
+            "\t",
+            "abc==",
+            "\u{e9}",
+            "\0",
+            "Basic",
+            "scope=\"x\"",
+            "==",
+        ];
+        // Every row of up to five pieces: more than half a million texts.
+        let count = pieces.len();
+        for number in 0..count.pow(5) {
+            let text: String = (0..5).map(|at| pieces[number / count.pow(at) % count]).collect();
+            for challenge in parse_challenges([text.as_str()]) {
+                assert!(!challenge.scheme.is_empty() && challenge.scheme.chars().all(is_token), "{text:?}");
+            }
+        }
+    }
 }
