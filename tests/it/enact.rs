@@ -1027,9 +1027,7 @@ fn a_group_outlives_the_rank_that_made_it() {
 /// Late, short and killed ranks: who is not killed must run.
 #[test]
 fn killing_ranks_at_random_harms_no_other() {
-    let seed = std::process::id().into();
-    eprintln!("seed {seed}");
-    let mut random = support::Random::new(seed);
+    let mut random = support::Random::new(support::seed());
     let mut ranks = Ranks::new();
     let script = format!("touch /sync/$$.came; sleep 0.$((($$ % 3) * 5)); {PRIVILEGES}");
     ranks.spec = ranks.spec.script(&script);

@@ -9,7 +9,7 @@
     reason = "a test stops at the first surprise"
 )]
 
-mod exercise;
+pub(crate) mod exercise;
 
 use std::collections::HashMap;
 use std::fs::{self, File};

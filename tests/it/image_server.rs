@@ -376,9 +376,7 @@ fn contents_equal_the_kernels() {
 
 #[test]
 fn reads_at_any_offset_equal_the_kernels() {
-    let seed = u64::from(std::process::id());
-    println!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = Random::new(crate::support::seed());
     let mut script = String::new();
     for _ in 0..150 {
         let file = ["noise", "sparse", "all-holes", "block-and-byte", "numbers"][random.below(5) as usize];
@@ -572,9 +570,7 @@ const LOAD: &str = "
 fn check_unnoticed_kills(masked: u64, kills: usize) {
     let mut service = Service::new();
     service.masked = masked;
-    let seed = u64::from(std::process::id());
-    println!("seed {seed}");
-    let mut random = Random::new(seed);
+    let mut random = Random::new(crate::support::seed());
     let driver = service.start(&format!("exec >$D/out 2>$D/err; touch $D/started\n{LOAD}"));
     service.await_file("started");
     let begun = Instant::now();

@@ -25,7 +25,7 @@ use hpcrun::squashfs::reader::{
     Directory, FileLayout, Filesystem, Inode, InodeKind, Piece, ReadError, ReaderOptions, Xattr,
 };
 
-use crate::support::{Random, is_root, run, scratch, stdout, text};
+use crate::support::{Random, is_root, run, scratch, seed, stdout, text};
 
 /// What must be equal between two readings of one file.
 #[derive(Debug, PartialEq, Eq)]
@@ -490,11 +490,11 @@ fn a_squashfs_inside_a_larger_file_reads_the_same() {
 
 /// Reads at random from several threads through one `Filesystem`; every byte is compared with the source.
 fn read_concurrently(filesystem: &Filesystem, names: &[&str], seed: u64, reads: usize) {
-    println!("seed {seed}");
+    let seed = crate::support::seed().wrapping_mul(1_000_003).wrapping_add(seed);
     std::thread::scope(|scope| {
         for thread in 0..6 {
             scope.spawn(move || {
-                let mut random = Random::new(seed + thread);
+                let mut random = Random::new(seed.wrapping_add(thread));
                 for _ in 0..reads {
                     let name = names[random.below(names.len() as u64) as usize];
                     let file = file_of(filesystem, &format!("/{name}"));
@@ -569,8 +569,7 @@ fn a_huge_sparse_file_reads_at_random() {
     let file = File::create(source.join("huge")).unwrap();
     let size = (4 << 30) + 12_345_678;
     file.set_len(size).unwrap();
-    let mut random = Random::new(11);
-    println!("seed 11");
+    let mut random = Random::new(seed());
     let mut marks = BTreeMap::new();
     for at in 0..2000_u64 {
         let offset = random.below(size - 8) / 8 * 8;

@@ -25,7 +25,7 @@ use hpcrun::squashfs::writer::{
     EntryError, FILE_BLOCKS_MAX, FileId, Inode, InodeKind, Summary, Tree, WriteError, Writer, WriterOptions,
 };
 
-use crate::support::{Random, run, scratch, stdout, text};
+use crate::support::{Random, run, scratch, seed, stdout, text};
 
 const CODECS: [Compression; 4] =
     [Compression::Zstd(3), Compression::Gzip(6), Compression::Lz4, Compression::Xz(1)];
@@ -556,8 +556,8 @@ fn random_trees_read_back_by_three_readers() {
     let sizes = [4096, 131_072, 16384, BLOCK_SIZE_MAX, 65536, 8192];
     for (round, block_size) in sizes.into_iter().enumerate() {
         let compression = CODECS[round % CODECS.len()];
-        let seed = 7 + round as u64;
-        println!("seed {seed}, {compression:?}, {block_size}");
+        let seed = seed().wrapping_mul(1000).wrapping_add(round as u64);
+        println!("{compression:?}, {block_size}");
         let path = directory.path().join(format!("{round}.sqsh"));
         let mut image = Image::new(path, options(compression, block_size, 2));
         let expected = everything(&mut image, seed);
@@ -570,9 +570,9 @@ fn random_trees_read_back_by_three_readers() {
 #[test]
 fn threads_do_not_show_in_the_bytes() {
     let directory = scratch();
-    for (seed, compression) in CODECS.into_iter().enumerate() {
-        println!("seed {seed}, {compression:?}");
-        let seed = seed as u64;
+    let seed = seed();
+    for compression in CODECS {
+        println!("{compression:?}");
         let one = image_of_everything(directory.path(), options(compression, 8192, 1), seed);
         for threads in [2, 7] {
             let many = image_of_everything(directory.path(), options(compression, 8192, threads), seed);

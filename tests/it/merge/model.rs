@@ -9,7 +9,8 @@ type Tree = BTreeMap<String, Node>;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Node {
-    Directory,
+    /// With its metadata once an entry gave it.
+    Directory(Option<String>),
     /// A leaf: a number that its other names share, and what it looks like.
     Leaf(u32, String),
     /// The same, linked from a layer below: what it is cannot be seen from this layer.
@@ -19,7 +20,7 @@ enum Node {
 }
 
 /// Merges layers in words, bottom first; the result in words.
-pub(super) fn merge(stack: &[Vec<String>]) -> Result<String, String> {
+pub(crate) fn merge(stack: &[Vec<String>]) -> Result<String, String> {
     let mut tree = Tree::new();
     let mut inodes = 0;
     for words in stack {
@@ -30,7 +31,7 @@ pub(super) fn merge(stack: &[Vec<String>]) -> Result<String, String> {
     // Sorted by bytes with '/' in front of the path, as the tree under test is listed.
     for (path, node) in &tree {
         words.push(match node {
-            Node::Directory => format!("{path}/"),
+            Node::Directory(meta) => format!("{path}/{}", meta.as_deref().unwrap_or_default()),
             Node::Leaf(inode, _) if first.contains_key(inode) => format!("{path}=={}", first[inode]),
             Node::Leaf(inode, look) => {
                 first.insert(*inode, path);
@@ -47,7 +48,7 @@ fn apply(lower: &Tree, words: &[String], inodes: &mut u32) -> Result<Tree, Strin
     let mut base = lower.clone();
     let mut entries = Vec::new();
     for word in words {
-        let path = word.split(['=', '-']).next().unwrap_or_default().trim_end_matches('/');
+        let path = word.split(['=', '-', '!', '@']).next().unwrap_or_default().trim_end_matches('/');
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         if name == ".wh..wh..opq" {
             base.retain(|path, _| !is_below(path, parent));
@@ -66,18 +67,22 @@ fn apply(lower: &Tree, words: &[String], inodes: &mut u32) -> Result<Tree, Strin
     }
     // A link without a target is an error even if something else took its name since.
     for target in promised {
-        if matches!(own.get(&target), None | Some(Node::Directory)) {
+        if matches!(own.get(&target), None | Some(Node::Directory(_))) {
             return Err(format!("no {target}"));
         }
     }
     resolve_later(&mut own)?;
     // Then one tree on the other.
     for (path, node) in own {
-        let is_directory = node == Node::Directory;
-        let is_same = is_directory && base.get(&path) == Some(&Node::Directory);
-        if !is_same {
-            base.retain(|other, _| !is_below(other, &path));
-            base.insert(path, node);
+        match (&node, base.get_mut(&path)) {
+            // The topmost entry for a directory gives all its metadata.
+            (Node::Directory(meta), Some(Node::Directory(lower))) => {
+                *lower = meta.clone().or(lower.take());
+            }
+            _ => {
+                base.retain(|other, _| !is_below(other, &path));
+                base.insert(path, node);
+            }
         }
     }
     Ok(base)
@@ -90,7 +95,7 @@ fn apply_entry(
     inodes: &mut u32,
     promised: &mut Vec<String>,
 ) -> Result<(), String> {
-    let name_end = word.find(['=', '-']).unwrap_or(word.len());
+    let name_end = word.find(['=', '-', '!', '@']).unwrap_or(word.len());
     let (path, rest) = word.split_at(name_end);
     let path = path.trim_end_matches('/');
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -99,15 +104,15 @@ fn apply_entry(
     let path = join(&parent, name);
     let node = if let Some(target) = rest.strip_prefix("=>") {
         link(own, lower, target, promised)?
-    } else if rest.is_empty() {
-        Node::Directory
+    } else if rest.is_empty() || rest.starts_with('@') {
+        Node::Directory(Some(rest.to_owned()))
     } else {
         Node::Leaf(new(inodes), rest.to_owned())
     };
-    if node != Node::Directory || own.get(&path) != Some(&Node::Directory) {
+    if !matches!((&node, own.get(&path)), (Node::Directory(_), Some(Node::Directory(_)))) {
         own.retain(|other, _| !is_below(other, &path));
-        own.insert(path, node);
     }
+    own.insert(path, node);
     Ok(())
 }
 
@@ -115,11 +120,12 @@ fn link(own: &Tree, lower: &Tree, target: &str, promised: &mut Vec<String>) -> R
     let (parent, name) = target.rsplit_once('/').unwrap_or(("", target));
     let target = join(&follow(own, parent)?, name);
     let ancestors = target.match_indices('/').map(|(at, _)| &target[..at]);
-    if ancestors.into_iter().any(|path| own.get(path).is_some_and(|node| *node != Node::Directory)) {
+    if ancestors.into_iter().any(|path| own.get(path).is_some_and(|node| !matches!(node, Node::Directory(_))))
+    {
         return Err(format!("{target}: not a directory"));
     }
     match own.get(&target) {
-        Some(Node::Directory) => Err(format!("{target} is a directory")),
+        Some(Node::Directory(_)) => Err(format!("{target} is a directory")),
         Some(leaf) => Ok(leaf.clone()),
         None => match lower.get(&target) {
             Some(Node::Leaf(inode, look)) => Ok(Node::Lower(*inode, look.clone())),
@@ -140,7 +146,7 @@ fn resolve_later(own: &mut Tree) -> Result<(), String> {
         while let Node::Later(target) = &node {
             steps += 1;
             node = match own.get(target) {
-                Some(Node::Directory) | None => return Err(format!("{name}: no {target}")),
+                Some(Node::Directory(_)) | None => return Err(format!("{name}: no {target}")),
                 Some(_) if steps > own.len() => return Err(format!("{name}: a circle")),
                 Some(next) => next.clone(),
             };
@@ -174,7 +180,7 @@ fn follow(own: &Tree, path: &str) -> Result<String, String> {
                 if links > 40 {
                     return Err("too many links".to_owned());
                 }
-                let target = &look[2..];
+                let target = look[2..].split('@').next().unwrap_or_default();
                 if target.starts_with('/') {
                     at = String::new();
                 }
@@ -190,7 +196,7 @@ fn make_directories(own: &mut Tree, path: &str) -> Result<(), String> {
     let mut at = String::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
         at = join(&at, name);
-        if *own.entry(at.clone()).or_insert(Node::Directory) != Node::Directory {
+        if !matches!(own.entry(at.clone()).or_insert(Node::Directory(None)), Node::Directory(_)) {
             return Err(format!("{at} is not a directory"));
         }
     }
@@ -212,7 +218,7 @@ fn new(inodes: &mut u32) -> u32 {
 
 /// Which stacks are generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     /// All that can be said with a few names.
     Any,
     /// Only what every tool writes: parents come first as directories, whiteouts before entries, no links to links.
@@ -221,7 +227,7 @@ pub(super) enum Shape {
 
 /// A stack of layers in words, bottom first. Most layers that would be refused are thrown away: a stack ends at the
 /// first of them.
-pub(super) fn generate(random: &mut Random, shape: Shape) -> Vec<Vec<String>> {
+pub(crate) fn generate(random: &mut Random, shape: Shape) -> Vec<Vec<String>> {
     let mut stack = Vec::new();
     for number in 0..1 + random.below(5) {
         let mut attempts = random.below(12);
@@ -259,6 +265,34 @@ fn generate_layer(random: &mut Random, shape: Shape, number: u64) -> Vec<String>
             }
         })
         .collect()
+}
+
+/// Gives entries metadata (`@MODE:UID:XATTR`), and makes some files devices, pipes and sparse files.
+pub(crate) fn enrich(stack: &mut [Vec<String>], random: &mut Random) {
+    for word in stack.iter_mut().flatten() {
+        let name = word.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        if name.starts_with(".wh.") || word.contains("=>") {
+            continue;
+        }
+        if word.contains('=') && random.below(3) == 0 {
+            let path = word.split('=').next().unwrap_or_default().to_owned();
+            let kinds = ["=~sparse", "!c1,3", "!b7,300", "!p"];
+            *word = path + kinds[random.below(4) as usize];
+        }
+        if random.below(2) == 0 {
+            let modes = if word.contains("->") { ["777"; 3] } else { ["4711", "700", "1777"] };
+            let (mode, uid) = (modes[random.below(3) as usize], [0, 7, 70_000][random.below(3) as usize]);
+            // A link of root's is one without metadata.
+            let uid = if word.contains("->") { uid.max(7) } else { uid };
+            // Only files and directories may have such attributes once they are unpacked.
+            let xattr = if word.contains("->") || word.contains('!') {
+                ""
+            } else {
+                ["", "1", "22"][random.below(3) as usize]
+            };
+            *word += &format!("@{mode}:{uid}:{xattr}");
+        }
+    }
 }
 
 fn any_path(random: &mut Random) -> String {
