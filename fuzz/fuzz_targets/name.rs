@@ -1,0 +1,19 @@
+//! Any text as a reference, a digest and a platform.
+//!
+//! `cargo +nightly fuzz run name`
+
+#![no_main]
+#![allow(dead_code, unused_imports, reason = "shared with the tests, of which this needs a part")]
+
+#[path = "../../tests/it/hostile_squashfs/exercise.rs"]
+mod exercise;
+#[path = "../../tests/it/layer_building.rs"]
+mod layer_building;
+#[path = "../../tests/it/fuzz/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        targets::name(text);
+    }
+});
