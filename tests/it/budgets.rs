@@ -41,8 +41,11 @@ fn sparse(map: &str, segments: usize, size: &str) -> Member {
         .pax("GNU.sparse.map", map)
 }
 
-/// For every limit a budget that is generous but for it, the layers' blobs, and their tars.
-fn bombs() -> Vec<(Limit, u64, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+/// A limit, its value, and layers that exceed it: their blobs and their tars.
+type Bomb = (Limit, u64, Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+/// At least one bomb for every limit.
+fn bombs() -> Vec<Bomb> {
     let zeros = tar(&[Member::file("zeros", vec![0; 32 << 20])]);
     let frames: Vec<u8> =
         zeros.chunks(1 << 20).flat_map(|piece| zstd::encode_all(piece, 1).unwrap()).collect();
