@@ -143,6 +143,18 @@ pub enum RegistryError {
         /// Where and what, never the content.
         why: String,
     },
+    /// A manifest or blob is not the one that was asked for.
+    #[error("{host} sends something else as {what}: it should be {expected} and is {actual}")]
+    WrongDigest {
+        /// Host and port.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// Digest.
+        expected: String,
+        /// Digest.
+        actual: String,
+    },
     /// A blob's size is not what the manifest says.
     #[error("{what} is {actual} bytes long, not {expected} as the manifest says")]
     WrongSize {
@@ -192,9 +204,32 @@ impl RegistryError {
             _ => false,
         }
     }
-}
 
-impl RegistryError {
+    /// Whether the server was reached and said no.
+    pub(super) fn is_an_answer(&self) -> bool {
+        matches!(
+            self,
+            RegistryError::Unauthorised { .. }
+                | RegistryError::NotFound { .. }
+                | RegistryError::RateLimited { .. }
+                | RegistryError::Status { .. }
+        )
+    }
+
+    /// Whether the failure is the server's as a whole, not that of one manifest or blob.
+    pub(super) fn is_of_the_server(&self) -> bool {
+        match self {
+            RegistryError::NotFound { .. }
+            | RegistryError::WrongDigest { .. }
+            | RegistryError::WrongSize { .. }
+            | RegistryError::TooLarge { .. }
+            | RegistryError::Resume { .. } => false,
+            RegistryError::BrokenOff { source, .. } => source.is_of_the_server(),
+            RegistryError::Status { status, .. } => super::retry::is_transient(*status),
+            _ => true,
+        }
+    }
+
     /// The same error after so many requests.
     pub(super) fn after(self, requests: u32) -> RegistryError {
         match self {
@@ -204,28 +239,43 @@ impl RegistryError {
             other => other,
         }
     }
+
+    /// With its causes.
+    pub(super) fn in_one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line = format!("{line}: {error}");
+            cause = error.source();
+        }
+        line
+    }
 }
 
 impl Hint for RegistryError {
     fn hints(&self) -> Vec<String> {
         let line = match self {
             RegistryError::Unauthorised { host, who, .. } if *who == "you" => {
-                format!("check the name, and the login for {host} (podman login {host})")
+                format!("check the name and your rights; to log in anew: hpcrun login {host}")
             }
-            RegistryError::Unauthorised { host, .. } => format!(
-                "check the name; if the image is private, log in first: podman login {host} or docker login {host}"
-            ),
+            RegistryError::Unauthorised { host, .. } => {
+                format!("check the name; if the image is private, log in first: hpcrun login {host}")
+            }
             RegistryError::NotFound { .. } => "check the spelling of repository and tag".to_owned(),
             RegistryError::Certificate { host, .. } => format!(
                 "name the site's certificate authority in SSL_CERT_FILE or in /etc/containers/certs.d/{host}/ca.crt"
             ),
-            RegistryError::Protocol { host, .. } => {
-                format!("if {host} speaks no TLS, use --plain-http")
+            RegistryError::Protocol { host, why } if why.contains("TLS") => {
+                format!("if {host} is meant to speak no TLS, use --plain-http")
             }
-            RegistryError::Unreachable { .. } | RegistryError::UnknownHost { .. } => {
+            RegistryError::Unreachable { .. }
+            | RegistryError::UnknownHost { .. }
+            | RegistryError::Timeout { .. } => {
                 "compute nodes often have no way out: pull on a login node, or set HTTPS_PROXY".to_owned()
             }
-            RegistryError::RateLimited { .. } => "log in, or wait, or use a mirror".to_owned(),
+            RegistryError::RateLimited { host, .. } => {
+                format!("log in (hpcrun login {host}), try again later, or use a mirror")
+            }
             RegistryError::Redirect { why, .. } if why.contains("unencrypted") => {
                 "if that is meant, use --plain-http".to_owned()
             }

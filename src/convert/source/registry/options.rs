@@ -88,6 +88,8 @@ pub struct RegistryOptions {
     pub certificate_directories: Vec<PathBuf>,
     /// Proxies of the environment.
     pub proxies: Proxies,
+    /// Directory in which manifests and configs are kept, so that an unchanged image is not fetched again.
+    pub documents: Option<PathBuf>,
     /// Timeouts and retries.
     pub patience: Patience,
 }
@@ -106,6 +108,7 @@ impl Default for RegistryOptions {
                 PathBuf::from("/etc/docker/certs.d"),
             ],
             proxies: Proxies::default(),
+            documents: None,
             patience: Patience::default(),
         }
     }
