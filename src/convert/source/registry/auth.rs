@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::challenge::Challenge;
-use super::credentials::{self, Found, Login};
+use super::credentials::{self, Login};
 use super::error::{RegistryError, printable};
 use super::http::{Http, Request};
 use super::url::Url;
@@ -87,7 +87,9 @@ impl Authoriser {
         // A token can carry an anonymous user or any login; Basic carries a password only. Negotiate and others are not ours.
         let bearer = challenges.iter().find(|challenge| challenge.scheme == "bearer");
         let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
+        let ready = login.as_ref().and_then(Login::bearer);
         let header = match (bearer, login.as_ref().and_then(Login::basic)) {
+            _ if ready.is_some() => ready.map(|text| Header { text, expires: None }),
             (Some(challenge), _) => Some(self.token(http, base, challenge, login.as_ref())?),
             (None, Some(text)) if basic => Some(Header { text, expires: None }),
             _ => None,
@@ -105,15 +107,7 @@ impl Authoriser {
     }
 
     fn look_up(&self, http: &Http) -> Result<Option<Login>, RegistryError> {
-        if let Some(login) = &http.options().login {
-            return Ok(Some(login.clone()));
-        }
-        let found = credentials::search(&http.options().auth_files, &self.registry, &self.repository)?;
-        Ok(match found {
-            None => None,
-            Some(Found::Login(login)) => Some(login),
-            Some(Found::Helper { name, server }) => credentials::ask_helper(&name, &server),
-        })
+        credentials::look_up(http.options(), &self.registry, &self.repository)
     }
 
     fn token(
