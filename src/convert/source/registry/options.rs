@@ -88,6 +88,8 @@ pub struct RegistryOptions {
     pub certificate_directories: Vec<PathBuf>,
     /// Proxies of the environment.
     pub proxies: Proxies,
+    /// Whether layers that the registry lacks may come from where the manifest's `urls` say ("foreign" layers).
+    pub foreign_layers: bool,
     /// Directory in which manifests and configs are kept, so that an unchanged image is not fetched again.
     pub documents: Option<PathBuf>,
     /// Timeouts and retries.
@@ -108,6 +110,7 @@ impl Default for RegistryOptions {
                 PathBuf::from("/etc/docker/certs.d"),
             ],
             proxies: Proxies::default(),
+            foreign_layers: false,
             documents: None,
             patience: Patience::default(),
         }
