@@ -79,6 +79,8 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     /// `artifactType`; empty when absent.
     pub artifact_type: String,
+    /// `urls`: other places that have the content, as foreign layers do.
+    pub urls: Vec<String>,
 }
 
 impl Descriptor {
@@ -119,6 +121,7 @@ impl Descriptor {
             annotations: json::string_map(members, "annotations", &prefix)?,
             platform: platform(members, &prefix)?,
             artifact_type: json::string(members, "artifactType", &prefix)?,
+            urls: json::strings(members, "urls", &prefix)?,
         })
     }
 }

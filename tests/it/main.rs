@@ -29,6 +29,7 @@ mod mpi;
 mod plan;
 mod policy;
 mod registry;
+mod registry_config;
 mod sources;
 mod squashfs_reader;
 mod squashfs_writer;

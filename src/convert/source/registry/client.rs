@@ -4,21 +4,19 @@ use std::io::Read as _;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use serde_json::Value;
-
 use super::auth::Authoriser;
 use super::challenge::parse_challenges;
-use super::endpoints::Endpoint;
-use super::error::{RegistryError, printable};
+use super::endpoints::{Endpoint, Serves, Transport};
+use super::error::RegistryError;
+use super::error_body::ErrorBody;
 use super::failure::body_error;
 use super::http::{Answer, Http, Method, Request};
 use super::options::RegistryOptions;
 use super::retry::{Patience, is_transient, parse_retry_after};
+use super::trust;
 use super::url::Url;
 use crate::image::digest::{Algorithm, Digest};
 use crate::image::manifest::{ACCEPT, Descriptor, MAX_MANIFEST_BYTES};
-
-const MAX_ERROR_BYTES: u64 = 64 << 10;
 
 /// One repository of one server.
 #[derive(Debug)]
@@ -31,6 +29,8 @@ pub(super) struct Client {
     repository: String,
     /// The API, known once the server was first asked.
     base: OnceLock<Url>,
+    /// Where the one blob is, on a server that is no registry.
+    store: Option<Url>,
 }
 
 /// A manifest or index whose bytes have the digest.
@@ -51,7 +51,21 @@ impl Client {
             api_host: endpoint.api_host.clone(),
             repository: endpoint.repository.clone(),
             base: OnceLock::new(),
+            store: None,
         })
+    }
+
+    /// The blob at `url`, which is in no registry: no login is ever sent there.
+    pub(super) fn of_store(url: Url, options: &RegistryOptions) -> Result<Client, RegistryError> {
+        let endpoint = Endpoint {
+            registry: url.authority(),
+            api_host: url.authority(),
+            repository: String::new(),
+            transport: if url.https { Transport::Tls } else { Transport::TlsOrPlain },
+            tls: trust::tls_of(&url.authority(), options)?,
+            serves: Serves::All,
+        };
+        Ok(Client { store: Some(url), ..Client::new(&endpoint, options)? })
     }
 
     /// As people name it: `docker.io`.
@@ -68,15 +82,18 @@ impl Client {
     pub(super) fn digest_of(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
         let what = format!("manifest {tag} of {}", self.repository);
         let request = Request { method: Method::Head, ..manifest_request() };
-        let answer = self.persist(|| match self.ask(&format!("manifests/{tag}"), &what, &request) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(RegistryError::RateLimited { host, tries, message, asked }) => {
-                Err(RegistryError::RateLimited { host, tries, message, asked })
+        let path = format!("manifests/{tag}");
+        match self.ask(&path, &what, &request) {
+            Ok(answer) => Ok(stated_digest(&answer)),
+            Err(error) if error.may_be_of_head() => {
+                log::debug!("no digest of {tag} by HEAD: {}", error.in_one_line());
+                if let RegistryError::RateLimited { .. } = error {
+                    std::thread::sleep(self.patience().pause_after(0, &error));
+                }
+                Ok(None)
             }
-            Err(error) if error.is_an_answer() => Ok(None),
             Err(error) => Err(error),
-        })?;
-        Ok(answer.as_ref().and_then(stated_digest))
+        }
     }
 
     /// The manifest or index `tag`; checked against what the server says its digest is.
@@ -173,6 +190,11 @@ impl Client {
 
     /// One try, with a second one after a 401 that could be answered. Success is 200 or 206.
     fn ask(&self, path: &str, what: &str, request: &Request) -> Result<Answer, RegistryError> {
+        if let Some(url) = &self.store {
+            let answer = self.http.exchange(url, request)?;
+            let good = matches!(answer.status(), 200 | 206);
+            return if good { Ok(answer) } else { Err(self.refusal(answer, what)) };
+        }
         let base = self.base()?;
         let refused = || RegistryError::BadHost(base.authority());
         let url = base.join(&format!("/v2/{}/{path}", self.repository)).ok_or_else(refused)?;
@@ -204,14 +226,10 @@ impl Client {
         let asked = answer.header("retry-after").and_then(|text| parse_retry_after(text, SystemTime::now()));
         let host = answer.url.authority();
         let own = self.base.get().is_some_and(|base| answer.url.same_origin(base));
-        let (code, message) = match answer.read_small(MAX_ERROR_BYTES, "an error") {
-            Ok(bytes) => parse_error_body(&bytes),
-            Err(_) => (String::new(), String::new()),
-        };
-        let unauthorised = matches!(code.as_str(), "UNAUTHORIZED" | "DENIED");
+        let ErrorBody { message, refuses_access } = ErrorBody::read(answer);
         match status {
             401 | 403 if own => self.unauthorised(message),
-            404 if own && unauthorised => self.unauthorised(message),
+            404 if own && refuses_access => self.unauthorised(message),
             404 if own => RegistryError::NotFound { host, what, message },
             429 => RegistryError::RateLimited { host, tries: 1, message, asked },
             _ => {
@@ -252,43 +270,4 @@ fn verified(expected: &Digest, bytes: &[u8], what: &str, host: &str) -> Result<D
         expected: expected.to_string(),
         actual: actual.to_string(),
     })
-}
-
-/// Code and message of the first error in `{"errors":[{"code":...,"message":...}]}`.
-fn parse_error_body(bytes: &[u8]) -> (String, String) {
-    let document: Value = serde_json::from_slice(bytes).unwrap_or(Value::Null);
-    let first = document.get("errors").and_then(|errors| errors.get(0)).cloned().unwrap_or(Value::Null);
-    let text = |key: &str| first.get(key).and_then(Value::as_str).unwrap_or_default();
-    let (code, message) = (text("code"), printable(text("message")));
-    match (code, message.as_str()) {
-        ("", "") => (String::new(), String::new()),
-        (code, "") => (code.to_ascii_uppercase(), printable(code)),
-        (code, _) => (code.to_ascii_uppercase(), message),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn error_bodies() {
-        let pair = |code: &str, message: &str| (code.to_owned(), message.to_owned());
-        for (body, expected) in [
-            (
-                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{}}]}"#,
-                pair("MANIFEST_UNKNOWN", "manifest unknown"),
-            ),
-            (r#"{"errors":[{"code":"denied"}]}"#, pair("DENIED", "denied")),
-            (r#"{"errors":[{"message":"a\nb\u001b[31m"}]}"#, pair("", "a b [31m")),
-            (r#"{"errors":[]}"#, pair("", "")),
-            (r#"{"errors":"x"}"#, pair("", "")),
-            ("<html>", pair("", "")),
-            ("", pair("", "")),
-        ] {
-            assert_eq!(parse_error_body(body.as_bytes()), expected, "{body}");
-        }
-        let long = format!(r#"{{"errors":[{{"message":"{}"}}]}}"#, "x".repeat(5000));
-        assert!(parse_error_body(long.as_bytes()).1.len() < 400);
-    }
 }

@@ -218,6 +218,16 @@ pub enum RegistryError {
         /// Bytes; at least.
         actual: u64,
     },
+    /// A layer that the registry does not have itself.
+    #[error("{what} is not in the registry but, says the manifest, at {place}: {why}")]
+    Foreign {
+        /// `blob sha256:...`.
+        what: String,
+        /// Host and port.
+        place: String,
+        /// Why it is not fetched from there.
+        why: &'static str,
+    },
     /// A resumed download does not fit.
     #[error("{host} does not resume {what}: {why}")]
     Resume {
@@ -258,14 +268,18 @@ impl RegistryError {
         }
     }
 
-    /// Whether the server was reached and said no.
-    pub(super) fn is_an_answer(&self) -> bool {
+    /// Whether a `HEAD` may fail so where a `GET` does not. Some registries refuse it, answer it with 5xx or not at all;
+    /// and only a `GET` has a body that says what is wrong.
+    pub(super) fn may_be_of_head(&self) -> bool {
         matches!(
             self,
             RegistryError::Unauthorised { .. }
                 | RegistryError::NotFound { .. }
                 | RegistryError::RateLimited { .. }
                 | RegistryError::Status { .. }
+                | RegistryError::Unreachable { .. }
+                | RegistryError::Timeout { .. }
+                | RegistryError::Protocol { .. }
         )
     }
 

@@ -157,7 +157,13 @@ impl Http {
                 let encrypted = url(true)?;
                 match self.exchange(&encrypted, &Request { small: true, ..Request::default() }) {
                     Ok(_) => Ok(encrypted),
-                    Err(error @ RegistryError::Certificate { .. }) => Err(error),
+                    // Nothing of this is healed by doing without encryption.
+                    Err(
+                        error @ (RegistryError::Certificate { .. }
+                        | RegistryError::ClientCertificate { .. }
+                        | RegistryError::Authorities(_)
+                        | RegistryError::Proxy { .. }),
+                    ) => Err(error),
                     Err(_) => url(false),
                 }
             }

@@ -11,7 +11,9 @@ mod credentials;
 mod documents;
 mod endpoints;
 mod error;
+mod error_body;
 mod failure;
+mod foreign;
 mod http;
 mod login_check;
 mod mirrors;
@@ -40,17 +42,24 @@ pub use retry::Patience;
 
 use super::resolve::{self, Fetched, Outline};
 use super::{Source, SourceError, SourceImage, SourceOptions};
+use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use blob::BlobReader;
 use client::Document;
 use servers::Servers;
+use url::Url;
 
 /// An image of a registry.
 #[derive(Debug)]
 pub(super) struct RegistrySource {
     servers: Arc<Servers>,
     image: SourceImage,
+    /// For each layer the places that it may be at instead.
+    urls: Vec<Vec<String>>,
+    /// The registry is on this machine.
+    near: bool,
+    options: RegistryOptions,
 }
 
 impl RegistrySource {
@@ -70,8 +79,22 @@ impl RegistrySource {
         resolve::check_config_size(config.size, &origin)?;
         let bytes = servers.small_blob(&config).map_err(fail)?;
         resolve::verify(&config, &bytes, "the image config", &origin)?;
+        let urls = resolved.manifest.layers.iter().map(|layer| layer.urls.clone()).collect();
         let image = Outline::of(resolved, origin).finish(&bytes, &options.platform)?;
-        Ok(RegistrySource { servers, image })
+        let near = Url::of_api(reference.api_host(), true).is_some_and(|url| url.is_this_machine());
+        Ok(RegistrySource { servers, image, urls, near, options: options.registry.clone() })
+    }
+
+    /// The blob of layer `index`, from the registry if it has it.
+    fn open_blob(&self, index: usize, digest: &Digest, size: u64) -> Result<BlobReader, RegistryError> {
+        let absent = match BlobReader::open(Arc::clone(&self.servers), digest.clone(), size) {
+            Err(error @ RegistryError::NotFound { .. }) => error,
+            other => return other,
+        };
+        let urls = self.urls.get(index).filter(|urls| !urls.is_empty()).ok_or(absent)?;
+        let stores = foreign::stores(urls, digest, self.near, &self.options)?;
+        log::info!("blob {digest} is not in the registry; fetching it from where the manifest says");
+        BlobReader::open(Arc::new(stores), digest.clone(), size)
     }
 }
 
@@ -94,8 +117,8 @@ impl Source for RegistrySource {
         let (digest, size) = layer
             .and_then(|layer| Some((layer.digest.clone()?, layer.size?)))
             .ok_or_else(|| SourceError::NoLayer { origin: origin(), index })?;
-        let blob = BlobReader::open(Arc::clone(&self.servers), digest, size)
-            .map_err(|source| failed(&self.image.origin, source))?;
+        let blob =
+            self.open_blob(index, &digest, size).map_err(|source| failed(&self.image.origin, source))?;
         Ok(Box::new(blob))
     }
 }

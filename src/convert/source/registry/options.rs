@@ -46,6 +46,8 @@ pub struct RegistryOptions {
     pub certificate_directory: Option<PathBuf>,
     /// Proxies of the environment.
     pub proxies: Proxies,
+    /// Whether layers that the registry lacks may come from where the manifest's `urls` say ("foreign" layers).
+    pub foreign_layers: bool,
     /// Directory in which manifests and configs are kept, so that an unchanged image is not fetched again.
     pub documents: Option<PathBuf>,
     /// Timeouts and retries.
@@ -69,6 +71,7 @@ impl Default for RegistryOptions {
             ],
             certificate_directory: None,
             proxies: Proxies::default(),
+            foreign_layers: false,
             documents: None,
             patience: Patience::default(),
         }

@@ -9,6 +9,7 @@ use super::error::RegistryError;
 use super::mirrors;
 use super::options::RegistryOptions;
 use super::retry::Patience;
+use super::url::Url;
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
@@ -46,18 +47,25 @@ impl Servers {
     fn of(endpoints: &[Endpoint], pinned: bool, options: &RegistryOptions) -> Result<Servers, RegistryError> {
         let last = endpoints.len().saturating_sub(1);
         let servers = endpoints.iter().enumerate().map(|(number, endpoint)| {
-            let patience = &options.patience;
-            // The next server is a better second chance than waiting for a mirror.
-            let retries = if number == last { patience.retries } else { patience.retries.min(1) };
-            let client = Client::new(
-                endpoint,
-                &RegistryOptions { patience: Patience { retries, ..*patience }, ..options.clone() },
-            )?;
-            let serves = if number == last { Serves::All } else { endpoint.serves };
+            let (client, serves) = if number == last {
+                (Client::new(endpoint, options)?, Serves::All)
+            } else {
+                (Client::new(endpoint, &for_mirror(options))?, endpoint.serves)
+            };
             Ok(Server { client, serves, down: AtomicBool::new(false) })
         });
         let documents = options.documents.clone().map(Documents::new);
         Ok(Servers { servers: servers.collect::<Result<_, _>>()?, documents, pinned })
+    }
+
+    /// Places outside of registries that have one blob.
+    pub(super) fn of_stores(urls: Vec<Url>, options: &RegistryOptions) -> Result<Servers, RegistryError> {
+        let server = |url| {
+            let client = Client::of_store(url, options)?;
+            Ok(Server { client, serves: Serves::All, down: AtomicBool::new(false) })
+        };
+        let servers = urls.into_iter().map(server).collect::<Result<_, _>>()?;
+        Ok(Servers { servers, documents: None, pinned: true })
     }
 
     /// The manifest or index that `reference` names, as the first server that has it gives it; verified.
@@ -169,4 +177,11 @@ impl Servers {
         let found = self.servers.iter().enumerate().skip(number).find(|(_, server)| wanted(server));
         found.map_or(last, |(number, _)| number)
     }
+}
+
+/// A login given for this run is for the registry that was named. And the next server is a better second chance than a
+/// mirror that needs waiting for.
+fn for_mirror(options: &RegistryOptions) -> RegistryOptions {
+    let patience = Patience { retries: options.patience.retries.min(1), ..options.patience };
+    RegistryOptions { login: None, patience, ..options.clone() }
 }
