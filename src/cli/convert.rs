@@ -1,6 +1,6 @@
 //! `hpcrun convert` and `hpcrun pull`: from what was typed to one call of the pipeline, and a closing line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use std::time::Instant;
 use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
-use crate::cli::{registry, site, size};
+use crate::cli::{registries_conf, registry, site, size};
+use crate::convert::source::registry::{RegistriesConf, RegistryOptions, short_names};
 use crate::convert::source::{self, SourceImage, SourceOptions};
 use crate::convert::{self, Destination, Progress, Summary};
 use crate::image::platform::Platform;
@@ -25,22 +26,35 @@ use crate::sys::signal;
 /// Runs `hpcrun convert SOURCE DEST`.
 pub(crate) fn convert(args: &Convert, quiet: bool) -> Result<u8, Failure> {
     let reference = parse_source(&args.source)?;
-    run(&reference, &args.dest, &args.options, quiet)
+    let registries = match reference {
+        SourceReference::Registry(_) => registries_conf::read()?,
+        _ => RegistriesConf::default(),
+    };
+    run(&reference, registries, &args.dest, &args.options, quiet)
 }
 
 /// Runs `hpcrun pull REFERENCE [DEST]`.
 pub(crate) fn pull(args: &Pull, quiet: bool) -> Result<u8, Failure> {
-    let typed = args.reference.as_bytes();
-    let name = OsStr::from_bytes(typed.strip_prefix(b"docker://").unwrap_or(typed));
-    let mut with_transport = OsString::from("docker://");
-    with_transport.push(name);
-    let reference = parse_source(&with_transport)?;
-    let dest = match (&args.dest, &reference) {
-        (Some(dest), _) => dest.clone(),
-        (None, SourceReference::Registry(reference)) => default_dest(reference),
-        (None, _) => return Err(Failure::plain("pull takes a registry reference")),
-    };
-    run(&reference, &dest, &args.options, quiet)
+    let registries = registries_conf::read()?;
+    let reference = parse_pulled(&args.reference, &registries)?;
+    let dest = args.dest.clone().unwrap_or_else(|| default_dest(&reference));
+    run(&SourceReference::Registry(reference), registries, &dest, &args.options, quiet)
+}
+
+/// `docker://NAME` means what it means everywhere; `NAME` alone may be a short name of `registries.conf`.
+fn parse_pulled(typed: &OsStr, registries: &RegistriesConf) -> Result<Reference, Failure> {
+    if typed.as_bytes().starts_with(b"docker://") {
+        return match parse_source(typed)? {
+            SourceReference::Registry(reference) => Ok(reference),
+            _ => Err(Failure::plain("pull takes a registry reference")),
+        };
+    }
+    let name = typed.to_str().ok_or_else(|| Failure::plain(format!("{typed:?} is not UTF-8")))?;
+    let (reference, at) = short_names::resolve(name, registries).map_err(|error| Failure::new(&error))?;
+    if let Some(at) = at {
+        log::info!("{name} is {reference} ({at})");
+    }
+    Ok(reference)
 }
 
 fn parse_source(typed: &OsStr) -> Result<SourceReference, Failure> {
@@ -55,6 +69,7 @@ fn default_dest(reference: &Reference) -> PathBuf {
 
 fn run(
     reference: &SourceReference,
+    registries: RegistriesConf,
     dest: &Path,
     options: &ConvertOptions,
     quiet: bool,
@@ -67,7 +82,7 @@ fn run(
     let chosen = pipeline_options(options, &policy.rules().convert)?;
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
-    let source = source::open(reference, &source_options(options, reference)?)
+    let source = source::open(reference, &source_options(options, reference, registries)?)
         .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
@@ -130,12 +145,20 @@ fn compression(codec: Compressor, level: Option<u32>) -> Result<Compression, Fai
     })
 }
 
-fn source_options(options: &ConvertOptions, reference: &SourceReference) -> Result<SourceOptions, Failure> {
+fn source_options(
+    options: &ConvertOptions,
+    reference: &SourceReference,
+    registries: RegistriesConf,
+) -> Result<SourceOptions, Failure> {
     let platform = match &options.platform {
         Some(text) => Platform::parse(text).map_err(|error| Failure::plain(error.to_string()))?,
         None => Platform::host(),
     };
-    Ok(SourceOptions { platform, registry: registry::options(options, reference)? })
+    let registry = match reference {
+        SourceReference::Registry(name) => registry::options(&options.registry, name, registries)?,
+        _ => RegistryOptions::default(),
+    };
+    Ok(SourceOptions { platform, registry })
 }
 
 /// What the trailer says of the image and of how it was converted.

@@ -9,8 +9,10 @@ mod image_file;
 mod inspect;
 mod launch;
 mod logger;
+mod login;
 mod output;
 mod progress;
+mod registries_conf;
 mod registry;
 mod report;
 mod site;
@@ -44,6 +46,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.verb {
         Verb::Convert(args) => convert::convert(&args, cli.quiet),
         Verb::Pull(args) => convert::pull(&args, cli.quiet),
+        Verb::Login(args) => login::login(&args, cli.quiet),
+        Verb::Logout(args) => login::logout(&args, cli.quiet),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),

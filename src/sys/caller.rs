@@ -37,6 +37,11 @@ pub fn ids() -> Result<Ids, Error> {
     })
 }
 
+/// Wrapper for `geteuid(2)`.
+pub fn effective_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 /// An entry of the user database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserEntry {

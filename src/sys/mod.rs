@@ -16,6 +16,7 @@ pub mod privilege;
 pub mod process;
 pub mod signal;
 pub mod temporary;
+pub mod terminal;
 
 pub use error::Error;
 

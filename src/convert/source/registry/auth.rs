@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::challenge::{Challenge, pull_scopes};
-use super::credentials::{self, Found, Login};
+use super::credentials::{self, Login};
 use super::error::{RegistryError, printable};
 use super::error_body::ErrorBody;
 use super::http::{Answer, Http, Request};
@@ -100,15 +100,7 @@ impl Authoriser {
     }
 
     fn look_up(&self, http: &Http) -> Result<Option<Login>, RegistryError> {
-        if let Some(login) = &http.options().login {
-            return Ok(Some(login.clone()));
-        }
-        let found = credentials::search(&http.options().auth_files, &self.registry, &self.repository)?;
-        Ok(match found {
-            None => None,
-            Some(Found::Login(login)) => Some(login),
-            Some(Found::Helper { name, server }) => credentials::ask_helper(&name, &server),
-        })
+        credentials::look_up(http.options(), &self.registry, &self.repository)
     }
 
     /// The header for the first challenge that can be answered. A token can carry an anonymous user or any login; Basic
@@ -120,6 +112,9 @@ impl Authoriser {
         challenges: &[Challenge],
         login: Option<&Login>,
     ) -> Result<Option<Header>, RegistryError> {
+        if let Some(text) = login.and_then(Login::bearer) {
+            return Ok(Some(Header { text, expires: None }));
+        }
         let mut unusable = None;
         for challenge in challenges.iter().filter(|challenge| challenge.scheme == "bearer") {
             match token_server(challenge, base, login) {
@@ -210,15 +205,19 @@ impl Authoriser {
         let scope = self.scopes(challenge).join(" ");
         let service = challenge.parameter("service").unwrap_or_default();
         let common = [("service", service), ("scope", &scope), ("client_id", "hpcrun")];
-        let fields: Vec<(&str, &str)> = common.into_iter().chain(secret.iter().copied()).collect();
+        let stated = common.into_iter().filter(|(_, value)| !value.is_empty());
+        let fields: Vec<(&str, &str)> = stated.chain(secret.iter().copied()).collect();
         Request { form: Some(encode_form(&fields)), small: true, ..Request::default() }
     }
 
     /// What the registry says is needed, which knows its repositories by other names behind some proxies; but never
-    /// more than to pull.
+    /// more than to pull. Nothing where no repository is meant, as when a login is only checked.
     fn scopes(&self, challenge: &Challenge) -> Vec<String> {
         let stated = pull_scopes(challenge.parameter("scope").unwrap_or_default());
-        if stated.is_empty() { vec![format!("repository:{}:pull", self.repository)] } else { stated }
+        match stated.is_empty() && !self.repository.is_empty() {
+            true => vec![format!("repository:{}:pull", self.repository)],
+            false => stated,
+        }
     }
 }
 
@@ -383,7 +382,7 @@ mod tests {
         assert_eq!(
             request.form.as_deref(),
             Some(
-                "service=&scope=repository%3Ahub%2Fa%2Fb%3Apull%20repository%3Ac%3Apull&client_id=hpcrun&grant_type=password&username=me&password=p%20w"
+                "scope=repository%3Ahub%2Fa%2Fb%3Apull%20repository%3Ac%3Apull&client_id=hpcrun&grant_type=password&username=me&password=p%20w"
             )
         );
     }

@@ -2,12 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::error::RegistryError;
-use super::options::{PlainHttp, RegistryOptions};
-use super::trust;
-use super::url::Url;
-use crate::image::reference::Reference;
-
 /// A server that may hold the image, and how it is spoken to. Nothing of one endpoint is ever used for another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
@@ -67,38 +61,4 @@ pub enum Serves {
     DigestsOnly,
     /// What is named by a tag, and what the manifests found so name.
     TagsOnly,
-}
-
-impl Endpoint {
-    /// The registry that `reference` names.
-    pub(super) fn of_registry(
-        reference: &Reference,
-        options: &RegistryOptions,
-    ) -> Result<Endpoint, RegistryError> {
-        let (registry, api_host) = (reference.registry(), reference.api_host());
-        let url = Url::parse(&format!("https://{api_host}/"))
-            .ok_or_else(|| RegistryError::BadHost(api_host.to_owned()))?;
-        let transport = match &options.plain_http {
-            PlainHttp::Asked => Transport::Plain,
-            PlainHttp::Hosts(hosts) if hosts.iter().any(|host| host == registry) => Transport::Plain,
-            _ if url.is_loopback() => Transport::TlsOrPlain,
-            _ => Transport::Tls,
-        };
-        Ok(Endpoint {
-            registry: registry.to_owned(),
-            api_host: api_host.to_owned(),
-            repository: reference.repository().to_owned(),
-            transport,
-            tls: trust::tls_of(&url.authority(), options)?,
-            serves: Serves::All,
-        })
-    }
-}
-
-/// All servers to ask for `reference`, in order; never empty.
-pub(super) fn endpoints(
-    reference: &Reference,
-    options: &RegistryOptions,
-) -> Result<Vec<Endpoint>, RegistryError> {
-    Ok(vec![Endpoint::of_registry(reference, options)?])
 }

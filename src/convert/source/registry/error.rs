@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::registries_conf::Place;
 use crate::hint::Hint;
 
 /// Why a registry did not give what was asked for.
@@ -60,6 +61,14 @@ pub enum RegistryError {
         /// `you` or `anonymous users`.
         who: &'static str,
         /// The registry's own words.
+        message: String,
+    },
+    /// A login that was to be kept is not taken.
+    #[error("{host} does not take the login{}", shown(.message))]
+    LoginRefused {
+        /// The registry.
+        host: String,
+        /// Its own words, or ours of what it wants.
         message: String,
     },
     /// There is no such thing.
@@ -129,11 +138,55 @@ pub enum RegistryError {
     /// Certificate authorities cannot be loaded.
     #[error("cannot load certificate authorities: {0}")]
     Authorities(String),
+    /// A directory of `certs.d` cannot be read.
+    #[error("cannot read the certificates in {path}")]
+    CertificateDirectory {
+        /// The directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A client certificate without its key, or the key alone.
+    #[error("{path} is of no use without {missing}")]
+    HalfPair {
+        /// The file that is there.
+        path: String,
+        /// The file that is not.
+        missing: String,
+    },
+    /// A client certificate or its key cannot be used.
+    #[error("cannot use the client certificate {path}: {why}")]
+    ClientCertificate {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A proxy of the environment cannot be used.
-    #[error("cannot use the proxy for {host}: its URL is malformed")]
+    #[error("cannot use the proxy for {host}: {why}")]
     Proxy {
         /// Host and port.
         host: String,
+        /// What is wrong; not the URL, which may hold a password.
+        why: &'static str,
+    },
+    /// `registries.conf` forbids it.
+    #[error("pulling {reference} is blocked by {at}")]
+    Blocked {
+        /// The image.
+        reference: String,
+        /// The rule.
+        at: Place,
+    },
+    /// A location of `registries.conf` that leads to no image, or to another one.
+    #[error("{location:?} cannot stand in for {reference} ({at})")]
+    Location {
+        /// The image.
+        reference: String,
+        /// As configured.
+        location: String,
+        /// The rule.
+        at: Place,
     },
     /// A file with logins is no JSON.
     #[error("cannot read logins from {path}: {why}")]
@@ -276,6 +329,10 @@ impl Hint for RegistryError {
                 format!("check the name; if the image is private, log in first: hpcrun login {host}")
             }
             RegistryError::NotFound { .. } => "check the spelling of repository and tag".to_owned(),
+            RegistryError::LoginRefused { .. } => {
+                "check user and password; registries with two-factor login want an access token as password"
+                    .to_owned()
+            }
             RegistryError::Certificate { host, .. } => format!(
                 "name the site's certificate authority in SSL_CERT_FILE or in /etc/containers/certs.d/{host}/ca.crt"
             ),

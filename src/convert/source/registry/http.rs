@@ -5,12 +5,13 @@ use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use ureq::http::Response;
-use ureq::{Agent, Body, Proxy, RequestBuilder};
+use ureq::{Agent, Body, RequestBuilder};
 
 use super::endpoints::{Endpoint, Tls, Transport};
 use super::error::{RegistryError, printable};
 use super::failure::{body_error, transport_error};
 use super::options::RegistryOptions;
+use super::proxies;
 use super::trust;
 use super::url::Url;
 
@@ -269,8 +270,8 @@ impl Http {
         let proxy = match &route.proxy {
             None => None,
             Some(text) => {
-                let failed = |_| RegistryError::Proxy { host: url.authority() };
-                Some(Proxy::new(text).map_err(failed)?)
+                let failed = |why| RegistryError::Proxy { host: url.authority(), why };
+                Some(proxies::parse(text).map_err(failed)?)
             }
         };
         let mut config = Agent::config_builder()

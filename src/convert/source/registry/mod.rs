@@ -1,9 +1,12 @@
 //! Images in a registry, over the distribution protocol: blocking, one thread a blob.
 
 mod auth;
+mod auth_file;
 mod blob;
+mod certs_d;
 mod challenge;
 mod client;
+mod credential_helper;
 mod credentials;
 mod documents;
 mod endpoints;
@@ -12,19 +15,29 @@ mod error_body;
 mod failure;
 mod foreign;
 mod http;
+mod login_check;
+mod mirrors;
 mod options;
+mod proxies;
+mod registries_conf;
 mod retry;
 mod servers;
+pub mod short_names;
 mod trust;
 mod url;
 
 use std::io::Read;
 use std::sync::Arc;
 
-pub use credentials::{AuthEnvironment, AuthFile, Login, candidate_paths};
+pub use auth_file::{AuthFile, helper_key};
+pub use credential_helper::{CredentialHelper, HelperError};
+pub use credentials::{AuthEnvironment, Login, candidate_paths};
 pub use endpoints::{ClientCertificate, Endpoint, Serves, Tls, Transport};
 pub use error::RegistryError;
-pub use options::{PlainHttp, Proxies, RegistryOptions};
+pub use login_check::{LoginCheck, check_login};
+pub use options::{PlainHttp, RegistryOptions};
+pub use proxies::Proxies;
+pub use registries_conf::{Place, RegistriesConf, RegistriesConfError};
 pub use retry::Patience;
 
 use super::resolve::{self, Fetched, Outline};

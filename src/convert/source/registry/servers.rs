@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::client::{Client, Document};
 use super::documents::Documents;
-use super::endpoints::{self, Endpoint, Serves};
+use super::endpoints::{Endpoint, Serves};
 use super::error::RegistryError;
+use super::mirrors;
 use super::options::RegistryOptions;
 use super::retry::Patience;
 use super::url::Url;
@@ -40,7 +41,7 @@ enum Named {
 impl Servers {
     /// The servers for `reference`; none is asked yet.
     pub(super) fn new(reference: &Reference, options: &RegistryOptions) -> Result<Servers, RegistryError> {
-        Servers::of(&endpoints::endpoints(reference, options)?, reference.digest().is_some(), options)
+        Servers::of(&mirrors::endpoints(reference, options)?, reference.digest().is_some(), options)
     }
 
     fn of(endpoints: &[Endpoint], pinned: bool, options: &RegistryOptions) -> Result<Servers, RegistryError> {

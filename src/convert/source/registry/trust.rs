@@ -2,28 +2,22 @@
 
 use std::path::Path;
 
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-use super::endpoints::Tls;
+use super::certs_d;
+use super::endpoints::{ClientCertificate, Tls};
 use super::error::RegistryError;
 use super::options::RegistryOptions;
 
 /// What the certificate directories say of `authority` (`host[:port]`).
 pub(super) fn tls_of(authority: &str, options: &RegistryOptions) -> Result<Tls, RegistryError> {
-    let mut tls = Tls::default();
-    for directory in &options.certificate_directories {
-        let Ok(entries) = std::fs::read_dir(directory.join(authority)) else { continue };
-        let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "crt"));
-        paths.sort();
-        tls.authorities.extend(paths);
-    }
-    Ok(tls)
+    certs_d::tls_of(authority, &options.certificate_directories)
 }
 
 /// The settings of connections that trust `tls`.
 pub(super) fn tls_config(tls: &Tls, options: &RegistryOptions) -> Result<TlsConfig, RegistryError> {
-    let builder = TlsConfig::builder();
+    let client = tls.client.as_ref().map(client_certificate).transpose()?;
+    let builder = TlsConfig::builder().client_cert(client);
     if tls.unverified {
         return Ok(builder.disable_verification(true).build());
     }
@@ -57,4 +51,18 @@ fn read_certificates(path: &Path) -> Result<Vec<Certificate<'static>>, RegistryE
         Some(error) => Err(RegistryError::Authorities(error.to_string())),
         None => Ok(loaded.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect()),
     }
+}
+
+/// What we show to a server that asks who we are.
+fn client_certificate(pair: &ClientCertificate) -> Result<ClientCert, RegistryError> {
+    let failed =
+        |path: &Path, why: String| RegistryError::ClientCertificate { path: path.display().to_string(), why };
+    let chain = read_certificates(&pair.certificate)?;
+    if chain.is_empty() {
+        return Err(failed(&pair.certificate, "it holds no certificate".to_owned()));
+    }
+    let pem = std::fs::read(&pair.key).map_err(|error| failed(&pair.key, error.to_string()))?;
+    let key = PrivateKey::from_pem(&pem)
+        .map_err(|_| failed(&pair.key, "it holds no unencrypted private key in PEM".to_owned()))?;
+    Ok(ClientCert::new_with_certs(&chain, key))
 }
