@@ -12,27 +12,34 @@ mod auth;
 mod busy;
 mod content;
 mod downloads;
+mod mirrors;
 mod redirects;
 mod scenario;
 mod scripted;
 
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use hpcrun::convert::source::registry::{AuthFile, Login, PlainHttp};
 use hpcrun::convert::source::{Source, SourceError, SourceOptions};
 use hpcrun::hint::Hint;
+use hpcrun::image::digest::Digest;
 use hpcrun::image::platform::Platform;
+use serde_json::{Value, json};
 
 use crate::sources::layout::{
     Image, Layout, OCI_INDEX, OCI_MANIFEST, Packing, descriptor, for_platform, index, layer_tar,
 };
 use crate::sources::{chain, layer_tars};
 use crate::support;
-use scenario::{CANARY, large_image, open, options};
-use scripted::{Reply, Scripted};
+use scenario::{BASIC, CANARY, large_image, open, options};
+use scripted::{Reply, Request, Scripted, honest};
 
 /// User "me" with the canary as its password, by `htpasswd -nbB`; the registry takes bcrypt only.
 const HTPASSWD: &str = "me:$2y$05$DdX.z5tTn8OlsyamBTJbzOn1isfxOpRT7PfHhVzReG0X6ruYPzpCS\n";
@@ -252,6 +259,137 @@ fn a_registry_with_tls_and_a_password() {
         "cannot trust localhost",
     );
     assert!(matches!(error, SourceError::Registry { .. }));
+}
+
+/// A token as docker-registry checks it: RS256, with the certificate inside, signed by the key of `ca.pem`.
+fn sign_token(directory: &Path, user: &str, access: &[Value]) -> String {
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let certificate = std::fs::read_to_string(directory.join("ca.pem")).unwrap();
+    let certificate: String = certificate.lines().filter(|line| !line.starts_with('-')).collect();
+    let header = json!({"typ": "JWT", "alg": "RS256", "x5c": [certificate]});
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = json!({
+        "iss": "hpcrun-test", "sub": user, "aud": "test", "jti": "1", "access": access,
+        "exp": now + 300, "nbf": now - 60, "iat": now - 60,
+    });
+    let text = format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
+    let mut signer = Command::new("openssl")
+        .args(["dgst", "-sha256", "-sign", "ca.key"])
+        .current_dir(directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    signer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    format!("{text}.{}", encode(&signer.wait_with_output().unwrap().stdout))
+}
+
+/// A token server: "me" may do all, nobody may pull from `public/`.
+fn token_server(directory: &Path) -> Scripted {
+    let directory = directory.to_owned();
+    let basic = format!("Basic {BASIC}");
+    Scripted::start(move |request, _| {
+        let user = match request.header("authorization") {
+            None => "",
+            Some(sent) if sent == basic => "me",
+            Some(_) => return Reply::new(401).body(r#"{"details":"incorrect username or password"}"#),
+        };
+        let query = request.target.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",");
+        let scopes = query.split(['?', '&']).filter_map(|field| field.strip_prefix("scope=repository:"));
+        let access: Vec<Value> = scopes
+            .filter_map(|scope| scope.rsplit_once(':'))
+            .filter_map(|(name, actions)| {
+                let actions: Vec<&str> = match user {
+                    "me" => actions.split(',').collect(),
+                    _ if name.starts_with("public/") => vec!["pull"],
+                    _ => return None,
+                };
+                Some(json!({"type": "repository", "name": name, "actions": actions}))
+            })
+            .collect();
+        let token = sign_token(&directory, user, &access);
+        Reply::ok(json!({"token": token, "expires_in": 300}).to_string())
+    })
+}
+
+#[test]
+fn a_registry_with_tokens() {
+    let scratch = support::scratch();
+    make_certificates(scratch.path());
+    let tokens = token_server(scratch.path());
+    let real = Real::start(
+        scratch.path(),
+        &format!(
+            "auth: {{token: {{realm: \"http://{}/token\", service: test, issuer: hpcrun-test, rootcertbundle: {}}}}}\n",
+            tokens.address,
+            scratch.path().join("ca.pem").display()
+        ),
+    );
+    let image = large_image();
+    let layout = Layout::of(&scratch.path().join("layout"), &image);
+    let from = format!("oci:{}:v1", layout.0.display());
+    let source = |name: &str| format!("docker://{}/{name}:1", real.name());
+    let creds = format!("me:{CANARY}");
+    for name in ["public/app", "private/app"] {
+        skopeo(&["copy", "-q", "--dest-tls-verify=false", "--dest-creds", &creds, &from, &source(name)]);
+    }
+    let before = tokens.log.seen().len();
+    check(&source("public/app"), &options(), &image);
+    let asked = tokens.log.seen();
+    assert_eq!(asked.len(), before + 1, "one token for the whole pull");
+    assert_eq!(asked[before].target, "/token?service=test&scope=repository%3Apublic%2Fapp%3Apull");
+
+    let nobody = "does not let anonymous users pull private/app";
+    let error = check_refused(&source("private/app"), &options(), nobody);
+    assert!(error.hints().join("").contains("log in first"), "{:?}", error.hints());
+    check(&source("private/app"), &with_login(options()), &image);
+    let mut wrong = options();
+    wrong.registry.login = Some(Login::Password { user: "me".into(), password: "wrong".into() });
+    check_refused(&source("private/app"), &wrong, "status 401: incorrect username or password");
+    let absent = source("public/absent");
+    check_refused(&absent, &options(), "has no manifest 1 of public/absent");
+}
+
+/// Whatever a registry sends, it costs little memory, and `-vv` does not tell what it should not.
+#[test]
+fn endless_answers_in_bounded_memory_and_without_a_secret() {
+    let image = Image::sample();
+    let (config, layer) = (Digest::of(&image.config), Digest::of(&image.layers[1].blob));
+    let endless = || Reply::ok(vec![b'x'; 1 << 20]).times(600);
+    let wants_token = |request: &Request| {
+        let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host").unwrap());
+        Reply::new(401).header("WWW-Authenticate", &realm)
+    };
+    for (part, reason) in [
+        ("/manifests/", "more than 4194304 bytes"),
+        ("/token", "more than 1048576 bytes"),
+        (config.as_str(), "as the manifest says"),
+        (layer.as_str(), "as the manifest says"),
+    ] {
+        let (copy, part) = (image.clone(), part.to_owned());
+        let server = Scripted::start(move |request, _| match request.header("authorization") {
+            _ if request.target.contains(&part) => endless(),
+            None if part == "/token" => wants_token(request),
+            None => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"x\""),
+            Some(_) => honest(&copy, request),
+        });
+        let scratch = support::scratch();
+        let logins = scratch.path().join("auth.json");
+        let login = format!(r#"{{"auths":{{"{}":{{"auth":"{BASIC}"}}}}}}"#, server.address);
+        std::fs::write(&logins, login).unwrap();
+        let out = scratch.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        std::fs::set_permissions(&out, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let mut command = support::as_user("prlimit");
+        command.arg("--data=402653184").arg("--").arg(support::binary()).args(["-vv", "pull", "--authfile"]);
+        command.arg(&logins).arg(server.source()).arg(out.join("app.sqsh"));
+        let output = support::run(&mut command);
+        let shown = support::text(&output.stderr);
+        assert!(shown.contains(reason), "{shown}");
+        assert_eq!(output.status.code(), Some(125), "{shown}");
+        assert!(!shown.contains(CANARY) && !shown.contains(BASIC), "{shown}");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+    }
 }
 
 /// `openssl s_server -HTTP` sends files as whole answers: enough to lead from https to http.

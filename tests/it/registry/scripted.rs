@@ -56,6 +56,8 @@ pub(crate) struct Reply {
     framing: Framing,
     /// Break the connection off instead of closing it.
     reset: bool,
+    /// Send the body so often.
+    times: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,7 @@ impl Reply {
             drip: None,
             framing: Framing::Length,
             reset: false,
+            times: 1,
         }
     }
 
@@ -145,6 +148,12 @@ impl Reply {
         self.cut(bytes)
     }
 
+    /// The body so often, without saying how long it is.
+    pub(crate) fn times(mut self, times: usize) -> Reply {
+        self.times = times;
+        self.without_length()
+    }
+
     /// The body as it goes over the wire.
     fn framed(&self) -> Vec<u8> {
         let Framing::Chunks(size) = self.framing else { return self.body.clone() };
@@ -186,7 +195,9 @@ impl Reply {
             thread::sleep(pause);
             stream.write_all(&body[bytes..])?;
         } else {
-            stream.write_all(body)?;
+            for _ in 0..self.times {
+                stream.write_all(body)?;
+            }
         }
         stream.flush()
     }

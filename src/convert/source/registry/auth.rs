@@ -205,19 +205,19 @@ impl Authoriser {
         let scope = self.scopes(challenge).join(" ");
         let service = challenge.parameter("service").unwrap_or_default();
         let common = [("service", service), ("scope", &scope), ("client_id", "hpcrun")];
-        let fields: Vec<(&str, &str)> = common.into_iter().chain(secret.iter().copied()).collect();
+        let stated = common.into_iter().filter(|(_, value)| !value.is_empty());
+        let fields: Vec<(&str, &str)> = stated.chain(secret.iter().copied()).collect();
         Request { form: Some(encode_form(&fields)), small: true, ..Request::default() }
     }
 
     /// What the registry says is needed, which knows its repositories by other names behind some proxies; but never
-    /// more than to pull.
+    /// more than to pull. Nothing where no repository is meant, as when a login is only checked.
     fn scopes(&self, challenge: &Challenge) -> Vec<String> {
         let stated = pull_scopes(challenge.parameter("scope").unwrap_or_default());
-        // Without a repository it is the login alone that is asked about.
-        if !stated.is_empty() || self.repository.is_empty() {
-            return stated;
+        match stated.is_empty() && !self.repository.is_empty() {
+            true => vec![format!("repository:{}:pull", self.repository)],
+            false => stated,
         }
-        vec![format!("repository:{}:pull", self.repository)]
     }
 }
 
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(
             request.form.as_deref(),
             Some(
-                "service=&scope=repository%3Ahub%2Fa%2Fb%3Apull%20repository%3Ac%3Apull&client_id=hpcrun&grant_type=password&username=me&password=p%20w"
+                "scope=repository%3Ahub%2Fa%2Fb%3Apull%20repository%3Ac%3Apull&client_id=hpcrun&grant_type=password&username=me&password=p%20w"
             )
         );
     }

@@ -100,10 +100,9 @@ impl AuthFile {
             // Docker finds its own registry under the name that it gave it.
             let is_dockers = self.path.file_name().is_some_and(|name| name == "config.json");
             let own = if key == DOCKER_HUB && is_dockers { DOCKER_HUB_KEY } else { key };
-            let stated = at.and_then(|at| auths.get(at)).map_or(own.to_owned(), |(stated, _)| stated.clone());
-            let before = auths.iter().take(at.unwrap_or(auths.len())).count();
+            let stated = at.and_then(|at| auths.get(at)).map_or(own, |(stated, _)| stated).to_owned();
             auths.retain(|entry| !is_it(entry));
-            auths.insert(before.min(auths.len()), (stated, entry));
+            auths.insert(at.unwrap_or(auths.len()), (stated, entry));
         })
     }
 

@@ -170,11 +170,6 @@ impl Http {
         }
     }
 
-    /// Whether `url` may be asked without encryption. A registry that may be asked so may lead to a store of its site.
-    fn may_be_plain(&self, url: &Url) -> bool {
-        url.is_loopback() || self.leads_to_plain
-    }
-
     /// Sends `request` to `url` and follows redirects.
     pub(super) fn exchange(&self, url: &Url, request: &Request) -> Result<Answer, RegistryError> {
         let mut url = url.clone();
@@ -191,7 +186,7 @@ impl Http {
                 return Err(redirect(&url, "the exchange of a secret, which is not followed"));
             }
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-            let next = self.follow(&url, location)?;
+            let next = follow(&url, location, self.leads_to_plain)?;
             if !next.same_origin(&origin) {
                 // Once dropped it stays dropped, even if the way leads back.
                 authorization = None;
@@ -199,22 +194,6 @@ impl Http {
             url = next;
         }
         Err(redirect(&url, &format!("more than {MAX_REDIRECTS} times")))
-    }
-
-    fn follow(&self, from: &Url, location: Option<&str>) -> Result<Url, RegistryError> {
-        let location = location.ok_or_else(|| redirect(from, "without saying where"))?;
-        let next = from.join(location).ok_or_else(|| redirect(from, "to a malformed address"))?;
-        // Services that only this machine reaches are nobody's stores; a registry far away must not make us ask them.
-        if next.is_this_machine() && !from.is_this_machine() {
-            return Err(redirect(from, &format!("to this machine itself, {}", next.authority())));
-        }
-        if !next.https && from.https {
-            return Err(redirect(from, &format!("from https to the unencrypted {next}")));
-        }
-        if !next.https && !self.may_be_plain(&next) {
-            return Err(redirect(from, &format!("to the unencrypted {next}")));
-        }
-        Ok(next)
     }
 
     fn send(
@@ -303,6 +282,71 @@ impl Http {
     }
 }
 
+/// Where a redirect leads, if we go there. `to_plain`: stores without encryption will do.
+fn follow(from: &Url, location: Option<&str>, to_plain: bool) -> Result<Url, RegistryError> {
+    let location = location.ok_or_else(|| redirect(from, "without saying where"))?;
+    let next = from.join(location).ok_or_else(|| redirect(from, "to a malformed address"))?;
+    // Services that only this machine reaches are nobody's stores; a registry far away must not make us ask them.
+    if next.is_this_machine() && !from.is_this_machine() {
+        return Err(redirect(from, &format!("to this machine itself, {}", next.authority())));
+    }
+    if !next.https && from.https {
+        return Err(redirect(from, &format!("from https to the unencrypted {next}")));
+    }
+    if !next.https && !next.is_loopback() && !to_plain {
+        return Err(redirect(from, &format!("to the unencrypted {next}")));
+    }
+    Ok(next)
+}
+
 fn redirect(from: &Url, why: &str) -> RegistryError {
     RegistryError::Redirect { host: from.authority(), why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_that_are_followed() {
+        for (from, location, to_plain, expected) in [
+            ("https://r.org/v2/x", "https://cdn.org/x?sig=s3cret", false, Ok("https://cdn.org/x?sig=s3cret")),
+            ("https://r.org/v2/x", "/y", false, Ok("https://r.org/y")),
+            ("https://r.org/v2/x", "https://10.1.2.3/y", false, Ok("https://10.1.2.3/y")),
+            ("https://r.org/v2/x", "http://cdn.org/x?s3cret", true, Err("from https to the unencrypted")),
+            ("https://r.org/v2/x", "https://localhost/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://a.localhost./y", false, Err("to this machine itself")),
+            (
+                "https://r.org/v2/x",
+                "https://127.8.0.1:8443/y",
+                false,
+                Err("to this machine itself, 127.8.0.1:8443"),
+            ),
+            ("https://r.org/v2/x", "https://[::1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://[::ffff:127.0.0.1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://169.254.169.254/latest", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://[fe80::1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://0.0.0.0/y", false, Err("to this machine itself")),
+            ("http://r.org/v2/x", "http://127.0.0.1/y", true, Err("to this machine itself")),
+            ("http://r.org/v2/x", "http://store.org/y", true, Ok("http://store.org/y")),
+            ("http://127.0.0.1:5000/v2/x", "http://127.0.0.1:9000/y", false, Ok("http://127.0.0.1:9000/y")),
+            (
+                "http://127.0.0.1:5000/v2/x",
+                "http://store.org/y",
+                false,
+                Err("to the unencrypted http://store.org/y"),
+            ),
+        ] {
+            let result = follow(&Url::parse(from).unwrap(), Some(location), to_plain);
+            let shown = result.map(|url| url.to_request()).map_err(|error| error.to_string());
+            match (&shown, expected) {
+                (Ok(url), Ok(expected)) => assert_eq!(url, expected, "{from} {location}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.contains(part) && !error.contains("s3cret"), "{from} {location}: {error}");
+                }
+                _ => panic!("{from} {location}: {shown:?}"),
+            }
+        }
+        assert!(follow(&Url::parse("https://r.org/").unwrap(), None, false).is_err());
+    }
 }

@@ -1,3 +1,5 @@
+//! What auth files say, and how they are changed.
+
 use super::*;
 
 fn file(contents: &str) -> AuthFile {

@@ -1,3 +1,5 @@
+//! Files of `registries.conf`, alone and over each other.
+
 use super::*;
 
 fn read(text: &str) -> RegistriesConf {
