@@ -39,8 +39,17 @@ pub(crate) enum Verb {
     Convert(Convert),
     /// Fetch an image from a registry into one image file
     ///
-    /// The same as 'convert docker://REFERENCE DEST'.
+    /// The same as 'convert docker://REFERENCE DEST', except that a name without registry may be a short name of
+    /// registries.conf.
     Pull(Pull),
+    /// Log in to a registry
+    ///
+    /// Asks for the password, has the registry check it, and keeps it where podman does: in --authfile or
+    /// REGISTRY_AUTH_FILE, else in $XDG_RUNTIME_DIR/containers/auth.json, else in ~/.config/containers/auth.json, or
+    /// in the credential helper that is configured. Logins of podman and docker are found without this.
+    Login(Login),
+    /// Forget a login
+    Logout(Logout),
     /// Run a command in an image
     ///
     /// hpcrun becomes the command: same process, same user, same network; options go before IMAGE, everything after
@@ -124,10 +133,63 @@ pub(crate) struct ConvertOptions {
     /// Owner of everything that is read from dir:DIR: UID[:GID] or root [default: as on disk]
     #[arg(long, value_name = "OWNER", value_parser = parse_owner)]
     pub(crate) owner: Option<(u32, u32)>,
-    /// Speak plain HTTP to the registry (loopback registries need no such leave)
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// How a registry is spoken to; shared by all verbs that do.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryArgs {
+    /// File with registry credentials, in the format of docker's config.json and podman's auth.json
+    #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env = true)]
+    pub(crate) authfile: Option<PathBuf>,
+    /// Directory with *.crt, *.cert and *.key for this registry [default: certs.d/HOST of /etc/containers and others]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cert_dir: Option<PathBuf>,
+    /// With =false, take any certificate of this registry, and plain HTTP where it speaks no TLS
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        action = clap::ArgAction::Set
+    )]
+    pub(crate) tls_verify: bool,
+    /// Speak plain HTTP to this registry (loopback registries need no such leave)
     #[arg(long)]
     pub(crate) plain_http: bool,
-    /// File with registry credentials, in the format of docker's config.json
+}
+
+/// Arguments of `login`.
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// Registry, and a namespace of it if the login is for that alone: HOST[:PORT][/NAMESPACE]
+    #[arg(default_value = "docker.io")]
+    pub(crate) registry: String,
+    /// User name [default: asked for]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) username: Option<String>,
+    /// Read the password, or an access token, from standard input
+    #[arg(long, requires = "username")]
+    pub(crate) password_stdin: bool,
+    #[command(flatten)]
+    pub(crate) options: RegistryArgs,
+}
+
+/// Arguments of `logout`.
+#[derive(Debug, Args)]
+pub(crate) struct Logout {
+    /// Registry, as it was logged in to: HOST[:PORT][/NAMESPACE]
+    #[arg(default_value = "docker.io")]
+    pub(crate) registry: String,
+    /// Forget all logins
+    #[arg(short, long, conflicts_with = "registry")]
+    pub(crate) all: bool,
+    /// File with registry credentials
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env = true)]
     pub(crate) authfile: Option<PathBuf>,
 }

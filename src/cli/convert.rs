@@ -1,6 +1,6 @@
 //! `hpcrun convert` and `hpcrun pull`: from what was typed to one call of the pipeline, and a closing line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
@@ -12,14 +12,15 @@ use std::time::Instant;
 use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
-use crate::cli::{layer_cache, limits, registry, site, size};
+use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};
+use crate::convert::source::registry::{RegistriesConf, RegistryOptions, short_names};
 use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
 use crate::convert::{self, Destination, Extras, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
-use crate::policy::Policy;
 use crate::policy::rules::ConvertLimits;
+use crate::policy::{Policy, Refusal};
 use crate::squashfs::compress::Compression;
 use crate::squashfs::writer;
 use crate::sys::signal;
@@ -27,22 +28,35 @@ use crate::sys::signal;
 /// Runs `hpcrun convert SOURCE DEST`.
 pub(crate) fn convert(args: &Convert, quiet: bool) -> Result<u8, Failure> {
     let reference = parse_source(&args.source)?;
-    run(&reference, &args.dest, &args.options, quiet)
+    let registries = match reference {
+        SourceReference::Registry(_) => registries_conf::read()?,
+        _ => RegistriesConf::default(),
+    };
+    run(&reference, registries, &args.dest, &args.options, quiet)
 }
 
 /// Runs `hpcrun pull REFERENCE [DEST]`.
 pub(crate) fn pull(args: &Pull, quiet: bool) -> Result<u8, Failure> {
-    let typed = args.reference.as_bytes();
-    let name = OsStr::from_bytes(typed.strip_prefix(b"docker://").unwrap_or(typed));
-    let mut with_transport = OsString::from("docker://");
-    with_transport.push(name);
-    let reference = parse_source(&with_transport)?;
-    let dest = match (&args.dest, &reference) {
-        (Some(dest), _) => dest.clone(),
-        (None, SourceReference::Registry(reference)) => default_dest(reference),
-        (None, _) => return Err(Failure::plain("pull takes a registry reference")),
-    };
-    run(&reference, &dest, &args.options, quiet)
+    let registries = registries_conf::read()?;
+    let reference = parse_pulled(&args.reference, &registries)?;
+    let dest = args.dest.clone().unwrap_or_else(|| default_dest(&reference));
+    run(&SourceReference::Registry(reference), registries, &dest, &args.options, quiet)
+}
+
+/// `docker://NAME` means what it means everywhere; `NAME` alone may be a short name of `registries.conf`.
+fn parse_pulled(typed: &OsStr, registries: &RegistriesConf) -> Result<Reference, Failure> {
+    if typed.as_bytes().starts_with(b"docker://") {
+        return match parse_source(typed)? {
+            SourceReference::Registry(reference) => Ok(reference),
+            _ => Err(Failure::plain("pull takes a registry reference")),
+        };
+    }
+    let name = typed.to_str().ok_or_else(|| Failure::plain(format!("{typed:?} is not UTF-8")))?;
+    let (reference, at) = short_names::resolve(name, registries).map_err(|error| Failure::new(&error))?;
+    if let Some(at) = at {
+        log::info!("{name} is {reference} ({at})");
+    }
+    Ok(reference)
 }
 
 fn parse_source(typed: &OsStr) -> Result<SourceReference, Failure> {
@@ -57,6 +71,7 @@ fn default_dest(reference: &Reference) -> PathBuf {
 
 fn run(
     reference: &SourceReference,
+    registries: RegistriesConf,
     dest: &Path,
     options: &ConvertOptions,
     quiet: bool,
@@ -70,12 +85,12 @@ fn run(
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
     let order = layer_cache::order(options)?;
-    let source = source::open(reference, &source_options(options, reference, dest)?)
+    let source = source::open(reference, &source_options(options, reference, registries, dest, &policy)?)
         .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
     let trailer = |squashfs: &writer::Summary| trailer(source.image(), &chosen).encode(squashfs.bytes_used);
-    let cache = layer_cache::open(options, &policy.rules().convert);
+    let cache = layer_cache::open(options, &policy);
     let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
     let converted = convert::convert_with(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
@@ -96,6 +111,18 @@ fn check_registry(reference: &SourceReference, policy: &Policy) -> Result<(), Fa
     match policy.registry(name.registry(), name.repository()) {
         Ok(_) => Ok(()),
         Err(refusal) => Err(Failure::new(&refusal).with_status(STATUS_REFUSED)),
+    }
+}
+
+/// Whether foreign layers are taken: the site's word, or else the user's.
+fn allow_foreign(options: &ConvertOptions, policy: &Policy) -> Result<bool, Failure> {
+    match policy.allow_foreign_layers() {
+        (false, Some(rule)) if options.allow_foreign => {
+            let what = "foreign layers (--allow-foreign)".to_owned();
+            let refusal = Refusal { what, rule, allowed: "layers that the registry itself has".to_owned() };
+            Err(Failure::new(&refusal).with_status(STATUS_REFUSED))
+        }
+        (allowed, _) => Ok(allowed || options.allow_foreign),
     }
 }
 
@@ -134,7 +161,9 @@ fn compression(codec: Compressor, level: Option<u32>) -> Result<Compression, Fai
 fn source_options(
     options: &ConvertOptions,
     reference: &SourceReference,
+    registries: RegistriesConf,
     dest: &Path,
+    policy: &Policy,
 ) -> Result<SourceOptions, Failure> {
     let platform = match &options.platform {
         Some(text) => Platform::parse(text).map_err(|error| Failure::plain(error.to_string()))?,
@@ -144,10 +173,15 @@ fn source_options(
         return Err(Failure::plain("--owner is for dir: only; other sources say who owns what"));
     }
     let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let allow_foreign = allow_foreign(options, policy)?;
+    let registry = match reference {
+        SourceReference::Registry(name) => registry::options(&options.registry, name, registries)?,
+        _ => RegistryOptions::default(),
+    };
     Ok(SourceOptions {
         platform,
-        registry: registry::options(options, reference)?,
-        allow_foreign: options.allow_foreign,
+        registry,
+        allow_foreign,
         input: standard_input(),
         scratch: parent.to_owned(),
         docker_socket: docker_socket(reference)?,

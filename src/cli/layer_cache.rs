@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::ConvertOptions;
 use crate::cli::report::{Failure, chain};
 use crate::convert::{LayerCache, Order};
+use crate::policy::Policy;
 use crate::policy::decide::Variables;
-use crate::policy::rules::ConvertLimits;
 use crate::policy::template::Template;
 use crate::sys::caller;
 
@@ -20,11 +20,18 @@ const SIZE: u64 = 20 << 30;
 
 /// The layer cache, if the user or else the site wants one. One that cannot be used costs a warning: the conversion does
 /// not need it.
-pub(crate) fn open(options: &ConvertOptions, site: &ConvertLimits) -> Option<LayerCache> {
+pub(crate) fn open(options: &ConvertOptions, policy: &Policy) -> Option<LayerCache> {
     if options.no_layer_cache {
         return None;
     }
     let asked = options.layer_cache.as_deref().filter(|path| !path.as_os_str().is_empty());
+    if let (false, Some(rule)) = policy.allow_layer_cache() {
+        if asked.is_some() {
+            log::warn!("no layer cache: refused by site policy ({rule})");
+        }
+        return None;
+    }
+    let site = &policy.rules().convert;
     let path = match (asked, &site.layer_cache) {
         (Some(path), _) if path == Path::new(AUTO) => default_directory(),
         (Some(path), _) => Ok(path.to_owned()),

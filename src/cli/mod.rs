@@ -12,8 +12,10 @@ mod launch;
 mod layer_cache;
 mod limits;
 mod logger;
+mod login;
 mod output;
 mod progress;
+mod registries_conf;
 mod registry;
 mod report;
 mod site;
@@ -53,6 +55,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Convert(args) => convert::convert(&args, cli.quiet),
         Verb::Pull(args) => convert::pull(&args, cli.quiet),
         Verb::Export(args) => export::run(&args),
+        Verb::Login(args) => login::login(&args, cli.quiet),
+        Verb::Logout(args) => login::logout(&args, cli.quiet),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),

@@ -79,8 +79,8 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     /// `artifactType`; empty when absent.
     pub artifact_type: String,
-    /// Whether `urls` names other places to fetch the content from.
-    pub has_urls: bool,
+    /// `urls`: other places that have the content, as foreign layers do.
+    pub urls: Vec<String>,
 }
 
 impl Descriptor {
@@ -96,7 +96,7 @@ impl Descriptor {
 
     /// Whether this layer is declared to lie elsewhere or not to be passed on (base layers of Windows, mostly).
     pub fn is_foreign(&self) -> bool {
-        self.has_urls || is_foreign_type(&self.media_type)
+        !self.urls.is_empty() || is_foreign_type(&self.media_type)
     }
 
     /// Whether this index entry can be an image: no attestation (buildx: platform `unknown/unknown`), no artifact.
@@ -126,7 +126,7 @@ impl Descriptor {
             annotations: json::string_map(members, "annotations", &prefix)?,
             platform: platform(members, &prefix)?,
             artifact_type: json::string(members, "artifactType", &prefix)?,
-            has_urls: !json::array(members, "urls", &prefix)?.is_empty(),
+            urls: json::strings(members, "urls", &prefix)?,
         })
     }
 }

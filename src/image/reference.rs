@@ -166,20 +166,28 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The registry and the rest. The first part is a registry only if it cannot be a repository: it has a dot, a colon or
-/// upper case, or is `localhost`.
+/// Whether a reference as typed names no registry, so that only a convention says which is meant: `debian:12`,
+/// `group/app`, but not `localhost/app`.
+pub fn is_short(text: &str) -> bool {
+    stated_registry(text).is_none()
+}
+
+/// The registry and the rest.
 fn split_registry(name: &str) -> (&str, &str) {
-    match name.split_once('/') {
+    match stated_registry(name) {
         Some(("index.docker.io", rest)) => (DEFAULT_REGISTRY, rest),
-        Some((first, rest))
-            if first == "localhost"
-                || first.contains(['.', ':'])
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (first, rest)
-        }
-        _ => (DEFAULT_REGISTRY, name),
+        Some(stated) => stated,
+        None => (DEFAULT_REGISTRY, name),
     }
+}
+
+/// The registry as written, and the rest. The first part is a registry only if it cannot be a repository: it has a dot,
+/// a colon or upper case, or is `localhost`.
+fn stated_registry(name: &str) -> Option<(&str, &str)> {
+    let (first, rest) = name.split_once('/')?;
+    let is_registry =
+        first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase());
+    is_registry.then_some((first, rest))
 }
 
 fn is_registry(text: &str) -> bool {

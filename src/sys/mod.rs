@@ -17,6 +17,7 @@ pub mod privilege;
 pub mod process;
 pub mod signal;
 pub mod temporary;
+pub mod terminal;
 pub mod tree;
 
 pub use error::Error;

@@ -36,6 +36,7 @@ mod mpi;
 mod plan;
 mod policy;
 mod registry;
+mod registry_config;
 mod rules;
 mod sources;
 mod squashfs_reader;

@@ -1,14 +1,16 @@
 //! Authorisation: from a registry's challenges and the user's login to an `Authorization` header.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::challenge::Challenge;
-use super::credentials::{self, Found, Login};
+use super::challenge::{Challenge, pull_scopes};
+use super::credentials::{self, Login};
 use super::error::{RegistryError, printable};
-use super::http::{Http, Request};
+use super::error_body::ErrorBody;
+use super::http::{Answer, Http, Request};
+use super::retry::{is_transient, parse_retry_after};
 use super::url::Url;
 
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
@@ -84,14 +86,7 @@ impl Authoriser {
                 login
             }
         };
-        // A token can carry an anonymous user or any login; Basic carries a password only. Negotiate and others are not ours.
-        let bearer = challenges.iter().find(|challenge| challenge.scheme == "bearer");
-        let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
-        let header = match (bearer, login.as_ref().and_then(Login::basic)) {
-            (Some(challenge), _) => Some(self.token(http, base, challenge, login.as_ref())?),
-            (None, Some(text)) if basic => Some(Header { text, expires: None }),
-            _ => None,
-        };
+        let header = self.answer(http, base, challenges, login.as_ref())?;
         let Some(header) = header else { return Ok(false) };
         state.header = Some(header);
         state.generation = state.generation.saturating_add(1);
@@ -105,83 +100,156 @@ impl Authoriser {
     }
 
     fn look_up(&self, http: &Http) -> Result<Option<Login>, RegistryError> {
-        if let Some(login) = &http.options().login {
-            return Ok(Some(login.clone()));
+        credentials::look_up(http.options(), &self.registry, &self.repository)
+    }
+
+    /// The header for the first challenge that can be answered. A token can carry an anonymous user or any login; Basic
+    /// carries a password only. Negotiate and others are not ours.
+    fn answer(
+        &self,
+        http: &Http,
+        base: &Url,
+        challenges: &[Challenge],
+        login: Option<&Login>,
+    ) -> Result<Option<Header>, RegistryError> {
+        if let Some(text) = login.and_then(Login::bearer) {
+            return Ok(Some(Header { text, expires: None }));
         }
-        let found = credentials::search(&http.options().auth_files, &self.registry, &self.repository)?;
-        Ok(match found {
-            None => None,
-            Some(Found::Login(login)) => Some(login),
-            Some(Found::Helper { name, server }) => credentials::ask_helper(&name, &server),
-        })
+        let mut unusable = None;
+        for challenge in challenges.iter().filter(|challenge| challenge.scheme == "bearer") {
+            match token_server(challenge, base, login) {
+                Ok(realm) => return self.token(http, base, &realm, challenge, login).map(Some),
+                Err(error) => unusable = unusable.or(Some(error)),
+            }
+        }
+        let basic = challenges.iter().any(|challenge| challenge.scheme == "basic");
+        match (login.and_then(Login::basic), unusable) {
+            (Some(text), _) if basic => Ok(Some(Header { text, expires: None })),
+            (_, Some(error)) => Err(error),
+            (_, None) => Ok(None),
+        }
     }
 
     fn token(
         &self,
         http: &Http,
         base: &Url,
+        realm: &Url,
         challenge: &Challenge,
         login: Option<&Login>,
     ) -> Result<Header, RegistryError> {
-        let fail = |realm: String, why: String| RegistryError::Token { host: base.authority(), realm, why };
-        let realm = challenge.parameter("realm").unwrap_or_default();
-        let malformed = || fail(printable(realm), "its address is malformed".to_owned());
-        let realm = Url::parse(realm).ok_or_else(malformed)?;
-        check_realm(&realm, base, login.is_some()).map_err(|why| fail(realm.to_string(), why.to_owned()))?;
-        let service = challenge.parameter("service").unwrap_or_default();
-        let (url, request) = self.token_request(&realm, service, login).ok_or_else(malformed)?;
-        let answer = http.exchange(&url, &request)?;
-        let status = answer.status();
-        if status == 401 || status == 403 {
-            return Err(RegistryError::Unauthorised {
-                host: base.authority(),
-                repository: self.repository.clone(),
-                who: if login.is_some() { "you" } else { "anonymous users" },
-                message: format!("{realm} refuses the login with status {status}"),
-            });
+        if realm.host != base.host {
+            log::info!("{} has its tokens given out by {}", base.authority(), realm.authority());
         }
-        if super::retry::is_transient(status) {
-            return Err(RegistryError::Status {
-                host: realm.authority(),
-                status,
-                what: "a token".to_owned(),
-                message: String::new(),
-                asked: None,
-            });
+        let fail = |why: String| no_token(base, realm.to_string(), why);
+        let malformed = || fail("its address is malformed".to_owned());
+        let (url, request) = self.token_request(realm, challenge, login).ok_or_else(malformed)?;
+        let mut answer = http.exchange(&url, &request)?;
+        // OAuth 2 servers know POST only.
+        if let (404 | 405, Some(Login::Password { user, password })) = (answer.status(), login) {
+            answer = http.exchange(realm, &self.password_grant(challenge, user, password))?;
         }
-        if status != 200 {
-            return Err(fail(realm.to_string(), format!("it answered with status {status}")));
+        match answer.status() {
+            200 => {}
+            status @ (400 | 401 | 403) => return Err(self.refused(realm, status, answer, login.is_some())),
+            429 => return Err(rate_limited(realm, answer)),
+            status if is_transient(status) => return Err(unavailable(realm, status, answer)),
+            status => return Err(fail(format!("it answered with status {status}"))),
         }
         let bytes = answer.read_small(MAX_TOKEN_BYTES, "a token")?;
-        parse_token(&bytes).ok_or_else(|| fail(realm.to_string(), "its answer holds no token".to_owned()))
+        parse_token(&bytes).ok_or_else(|| fail("its answer holds no token".to_owned()))
     }
 
-    fn token_request(&self, realm: &Url, service: &str, login: Option<&Login>) -> Option<(Url, Request)> {
-        let scope = format!("repository:{}:pull", self.repository);
-        let mut request = Request { small: true, ..Request::default() };
-        if let Some(Login::IdentityToken(token)) = login {
-            let fields = [
-                ("grant_type", "refresh_token"),
-                ("service", service),
-                ("scope", &scope),
-                ("client_id", "hpcrun"),
-                ("refresh_token", token),
-            ];
-            request.form = Some(encode_form(&fields));
-            return Some((realm.clone(), request));
+    fn refused(&self, realm: &Url, status: u16, answer: Answer, with_login: bool) -> RegistryError {
+        let words = ErrorBody::read(answer).message;
+        let words = if words.is_empty() { String::new() } else { format!(": {words}") };
+        RegistryError::Unauthorised {
+            host: self.registry.clone(),
+            repository: self.repository.clone(),
+            who: if with_login { "you" } else { "anonymous users" },
+            message: format!("{realm} gives no token, status {status}{words}"),
         }
-        let mut fields = vec![("scope", scope.as_str())];
-        if !service.is_empty() {
+    }
+
+    fn token_request(
+        &self,
+        realm: &Url,
+        challenge: &Challenge,
+        login: Option<&Login>,
+    ) -> Option<(Url, Request)> {
+        if let Some(Login::IdentityToken(token)) = login {
+            let secret = [("grant_type", "refresh_token"), ("refresh_token", token)];
+            return Some((realm.clone(), self.grant(challenge, &secret)));
+        }
+        let scopes = self.scopes(challenge);
+        let mut fields: Vec<(&str, &str)> = scopes.iter().map(|scope| ("scope", scope.as_str())).collect();
+        if let Some(service) = challenge.parameter("service").filter(|service| !service.is_empty()) {
             fields.insert(0, ("service", service));
         }
         if let Some(Login::Password { user, .. }) = login {
             fields.push(("account", user));
         }
-        request.authorization = login.and_then(Login::basic);
+        let authorization = login.and_then(Login::basic);
         let text = realm.to_request();
         let joint = if text.contains('?') { '&' } else { '?' };
-        Some((Url::parse(&format!("{text}{joint}{}", encode_form(&fields)))?, request))
+        let url = Url::parse(&format!("{text}{joint}{}", encode_form(&fields)))?;
+        Some((url, Request { authorization, small: true, ..Request::default() }))
     }
+
+    fn password_grant(&self, challenge: &Challenge, user: &str, password: &str) -> Request {
+        self.grant(challenge, &[("grant_type", "password"), ("username", user), ("password", password)])
+    }
+
+    /// A POST as OAuth 2 has it; several scopes are one field there.
+    fn grant(&self, challenge: &Challenge, secret: &[(&str, &str)]) -> Request {
+        let scope = self.scopes(challenge).join(" ");
+        let service = challenge.parameter("service").unwrap_or_default();
+        let common = [("service", service), ("scope", &scope), ("client_id", "hpcrun")];
+        let stated = common.into_iter().filter(|(_, value)| !value.is_empty());
+        let fields: Vec<(&str, &str)> = stated.chain(secret.iter().copied()).collect();
+        Request { form: Some(encode_form(&fields)), small: true, ..Request::default() }
+    }
+
+    /// What the registry says is needed, which knows its repositories by other names behind some proxies; but never
+    /// more than to pull. Nothing where no repository is meant, as when a login is only checked.
+    fn scopes(&self, challenge: &Challenge) -> Vec<String> {
+        let stated = pull_scopes(challenge.parameter("scope").unwrap_or_default());
+        match stated.is_empty() && !self.repository.is_empty() {
+            true => vec![format!("repository:{}:pull", self.repository)],
+            false => stated,
+        }
+    }
+}
+
+fn no_token(base: &Url, realm: String, why: String) -> RegistryError {
+    RegistryError::Token { host: base.authority(), realm, why }
+}
+
+/// Where a challenge sends us for a token, if we go there.
+fn token_server(challenge: &Challenge, base: &Url, login: Option<&Login>) -> Result<Url, RegistryError> {
+    let text = challenge.parameter("realm").unwrap_or_default();
+    let realm = Url::parse(text)
+        .ok_or_else(|| no_token(base, printable(text), "its address is malformed".to_owned()))?;
+    match check_realm(&realm, base, login.is_some()) {
+        Ok(()) => Ok(realm),
+        Err(why) => Err(no_token(base, realm.to_string(), why.to_owned())),
+    }
+}
+
+fn rate_limited(realm: &Url, answer: Answer) -> RegistryError {
+    let asked = retry_after(&answer);
+    let message = ErrorBody::read(answer).message;
+    RegistryError::RateLimited { host: realm.authority(), tries: 1, message, asked }
+}
+
+fn unavailable(realm: &Url, status: u16, answer: Answer) -> RegistryError {
+    let asked = retry_after(&answer);
+    let (host, what) = (realm.authority(), "a token".to_owned());
+    RegistryError::Status { host, status, what, message: ErrorBody::read(answer).message, asked }
+}
+
+fn retry_after(answer: &Answer) -> Option<Duration> {
+    parse_retry_after(answer.header("retry-after")?, SystemTime::now())
 }
 
 /// A registry says where the token server is; it must not be able to send the user's password just anywhere.
@@ -231,6 +299,7 @@ fn encode_form(fields: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::challenge::parse_challenges;
     use super::*;
 
     #[test]
@@ -279,25 +348,41 @@ mod tests {
     #[test]
     fn requests() {
         let authoriser = Authoriser::new("r.org".into(), "a/b".into());
+        let challenge = |text: &str| parse_challenges([text]).remove(0);
+        let plain = challenge(r#"Bearer realm="x",service="the registry""#);
         let realm = Url::parse("https://auth.org/token?x=1").unwrap();
-        let (url, request) = authoriser.token_request(&realm, "the registry", None).unwrap();
+        let (url, request) = authoriser.token_request(&realm, &plain, None).unwrap();
         assert_eq!(
             url.to_request(),
             "https://auth.org/token?x=1&service=the%20registry&scope=repository%3Aa%2Fb%3Apull"
         );
         assert!(request.authorization.is_none() && request.form.is_none());
         let login = Login::Password { user: "me".into(), password: "canary".into() };
-        let (url, request) = authoriser.token_request(&realm, "", Some(&login)).unwrap();
-        assert!(url.to_request().ends_with("&account=me") && !url.to_request().contains("canary"));
+        let bare = challenge("Bearer realm=x");
+        let (url, request) = authoriser.token_request(&realm, &bare, Some(&login)).unwrap();
+        assert_eq!(url.to_request(), "https://auth.org/token?x=1&scope=repository%3Aa%2Fb%3Apull&account=me");
         assert_eq!(request.authorization.as_deref(), Some("Basic bWU6Y2FuYXJ5"));
+        let stated = challenge(r#"Bearer realm="x",scope="repository:hub/a/b:pull,push repository:c:pull""#);
+        let (url, _) = authoriser.token_request(&realm, &stated, None).unwrap();
+        assert_eq!(
+            url.to_request(),
+            "https://auth.org/token?x=1&scope=repository%3Ahub%2Fa%2Fb%3Apull&scope=repository%3Ac%3Apull"
+        );
         let login = Login::IdentityToken("ref&resh".into());
-        let (url, request) = authoriser.token_request(&realm, "s", Some(&login)).unwrap();
+        let (url, request) = authoriser.token_request(&realm, &plain, Some(&login)).unwrap();
         assert_eq!(url, realm);
         assert!(request.authorization.is_none());
         assert_eq!(
             request.form.as_deref(),
             Some(
-                "grant_type=refresh_token&service=s&scope=repository%3Aa%2Fb%3Apull&client_id=hpcrun&refresh_token=ref%26resh"
+                "service=the%20registry&scope=repository%3Aa%2Fb%3Apull&client_id=hpcrun&grant_type=refresh_token&refresh_token=ref%26resh"
+            )
+        );
+        let request = authoriser.password_grant(&stated, "me", "p w");
+        assert_eq!(
+            request.form.as_deref(),
+            Some(
+                "scope=repository%3Ahub%2Fa%2Fb%3Apull%20repository%3Ac%3Apull&client_id=hpcrun&grant_type=password&username=me&password=p%20w"
             )
         );
     }

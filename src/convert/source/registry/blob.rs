@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::error::RegistryError;
-use super::http::{Answer, body_error};
+use super::failure::body_error;
+use super::http::Answer;
+use super::servers::Servers;
 use crate::image::digest::Digest;
 
 /// Progress that earns the full number of retries again, bytes.
@@ -19,7 +21,9 @@ const DISCARD_BYTES: usize = 64 << 10;
 
 /// Reads one blob; cut off at its size, resumed when the connection breaks, its digest not checked.
 pub(super) struct BlobReader {
-    client: Arc<Client>,
+    servers: Arc<Servers>,
+    /// The one asked now.
+    server: usize,
     digest: Digest,
     size: u64,
     position: u64,
@@ -28,6 +32,8 @@ pub(super) struct BlobReader {
     failures: u32,
     progress_from: u64,
     restarts: u32,
+    /// Strong `ETag` of the last answer.
+    tag: Option<String>,
 }
 
 struct Body {
@@ -38,9 +44,15 @@ struct Body {
 
 impl BlobReader {
     /// Asks for the blob; whether it exists is known on return.
-    pub(super) fn open(client: Arc<Client>, digest: Digest, size: u64) -> Result<BlobReader, RegistryError> {
+    pub(super) fn open(
+        servers: Arc<Servers>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<BlobReader, RegistryError> {
+        let server = servers.first_for_blobs();
         let mut reader = BlobReader {
-            client,
+            servers,
+            server,
             digest,
             size,
             position: 0,
@@ -48,9 +60,14 @@ impl BlobReader {
             failures: 0,
             progress_from: 0,
             restarts: 0,
+            tag: None,
         };
         reader.connect()?;
         Ok(reader)
+    }
+
+    fn client(&self) -> Result<&Client, RegistryError> {
+        self.servers.client(self.server)
     }
 
     /// Makes requests until one can be read from.
@@ -66,29 +83,23 @@ impl BlobReader {
         }
     }
 
-    /// Notes a failure and pauses, or gives up.
+    /// Notes a failure and pauses, or turns to the next server, or gives up.
     fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.body = None;
         if self.position.saturating_sub(self.progress_from) >= PROGRESS_BYTES {
             self.failures = 0;
         }
         self.progress_from = self.position;
-        if !error.is_transient() {
-            return Err(error);
+        let patience = self.client()?.patience();
+        if !error.is_transient() || self.failures >= patience.retries {
+            return self.turn_to_the_next(error);
         }
-        if self.failures >= self.client.patience().retries {
-            return Err(RegistryError::BrokenOff {
-                what: self.what(),
-                position: self.position,
-                tries: self.failures.saturating_add(1),
-                source: Box::new(error),
-            });
-        }
-        let pause = self.client.pause(self.failures, &error);
+        let pause = patience.pause_after(self.failures, &error);
         log::info!(
-            "{} at byte {}: {error}; trying again in {:.1} s",
+            "{} at byte {}: {}; trying again in {:.1} s",
             self.what(),
             self.position,
+            error.in_one_line(),
             pause.as_secs_f64()
         );
         std::thread::sleep(pause);
@@ -96,9 +107,26 @@ impl BlobReader {
         Ok(())
     }
 
+    /// Goes on where the last server stopped: whoever sends it, the digest tells whether the whole is right.
+    fn turn_to_the_next(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let error = if error.is_transient() {
+            RegistryError::BrokenOff {
+                what: self.what(),
+                position: self.position,
+                tries: self.failures.saturating_add(1),
+                source: Box::new(error),
+            }
+        } else {
+            error
+        };
+        self.server = self.servers.next_for_blobs(self.server, error)?;
+        (self.failures, self.restarts, self.tag) = (0, 0, None);
+        Ok(())
+    }
+
     /// One request for the rest of the blob.
     fn request(&mut self) -> Result<Body, RegistryError> {
-        let answer = self.client.blob(&self.digest, self.position)?;
+        let answer = self.client()?.blob(&self.digest, self.position, self.tag.as_deref())?;
         let host = answer.url.authority();
         let what = self.what();
         let resume = |why: String| RegistryError::Resume { host: host.clone(), what: what.clone(), why };
@@ -106,6 +134,9 @@ impl BlobReader {
             206 => (self.position, self.checked_range(&answer).map_err(resume)?),
             _ => (0, answer.content_length()),
         };
+        // A store that has it under another tag than its twin did is asked without one from then on.
+        let changed = self.tag.is_some() && start < self.position;
+        self.tag = answer.header("etag").filter(|tag| !changed && is_strong_tag(tag)).map(str::to_owned);
         let rest = self.size.saturating_sub(start);
         if let Some(actual) = stated.filter(|length| *length != rest) {
             let (expected, actual) = (self.size, start.saturating_add(actual));
@@ -118,7 +149,7 @@ impl BlobReader {
                 return Err(resume("it ignores ranges, and the connection keeps breaking".to_owned()));
             }
         }
-        let trickle = Trickle::new(self.client.patience().stall);
+        let trickle = Trickle::new(self.client()?.patience().stall);
         let mut body = Body { input: answer.into_body(), host: host.clone(), trickle };
         body.discard(skip)?;
         Ok(body)
@@ -243,6 +274,11 @@ impl Trickle {
         }
         self.waited <= self.stall
     }
+}
+
+/// `"..."`, not `W/"..."`, which says nothing of bytes (RFC 9110, section 13.1.5).
+fn is_strong_tag(tag: &str) -> bool {
+    tag.len() >= 2 && tag.starts_with('"') && tag.ends_with('"') && tag.bytes().all(|b| b.is_ascii_graphic())
 }
 
 struct ContentRange {

@@ -22,6 +22,26 @@ pub(super) fn parse_challenges<'a>(headers: impl IntoIterator<Item = &'a str>) -
     headers.into_iter().flat_map(parse_header).collect()
 }
 
+/// The scopes of a challenge's `scope` that are repositories, each reduced to `repository:NAME:pull`.
+pub(super) fn pull_scopes(text: &str) -> Vec<String> {
+    /// No registry needs more for one image.
+    const MOST: usize = 4;
+    let repository = |scope: &str| {
+        let name = scope.strip_prefix("repository:")?.rsplit_once(':')?.0;
+        // A name may hold a host with its port.
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || b"._-/:".contains(&b);
+        let sensible = (1..=512).contains(&name.len()) && name.bytes().all(is_name);
+        sensible.then(|| format!("repository:{name}:pull"))
+    };
+    let mut scopes: Vec<String> = Vec::new();
+    for scope in text.split_ascii_whitespace().filter_map(repository).take(MOST) {
+        if !scopes.contains(&scope) {
+            scopes.push(scope);
+        }
+    }
+    scopes
+}
+
 fn parse_header(text: &str) -> Vec<Challenge> {
     let mut scanner = Scanner { rest: text };
     let mut challenges: Vec<Challenge> = Vec::new();
@@ -170,6 +190,30 @@ mod tests {
         check(&[], "");
         check(&[r#"Bearer realm="",service="s""#], "bearer realm= service=s");
         check(&[r#"Basic realm="x" charset="UTF-8""#], "basic realm=x charset=UTF-8");
+    }
+
+    #[test]
+    fn scopes() {
+        for (text, expected) in [
+            ("repository:a/b:pull", "repository:a/b:pull"),
+            ("repository:a/b:pull,push,delete", "repository:a/b:pull"),
+            ("repository:a:* repository:b:pull", "repository:a:pull repository:b:pull"),
+            ("repository:host:5000/a:pull", "repository:host:5000/a:pull"),
+            ("repository:a:pull  repository:a:push", "repository:a:pull"),
+            ("registry:catalog:*", ""),
+            ("repository:a", ""),
+            ("repository::pull", ""),
+            ("repository:a&b=c:pull", ""),
+            ("x", ""),
+            ("", ""),
+        ] {
+            assert_eq!(pull_scopes(text).join(" "), expected, "{text:?}");
+        }
+        assert_eq!(
+            pull_scopes(&(0..50).map(|n| format!("repository:r{n}:pull ")).collect::<String>()).len(),
+            4
+        );
+        assert!(pull_scopes(&format!("repository:{}:pull", "x".repeat(5000))).is_empty());
     }
 
     #[test]

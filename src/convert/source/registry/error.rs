@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::registries_conf::Place;
 use crate::hint::Hint;
 
 /// Why a registry did not give what was asked for.
@@ -60,6 +61,14 @@ pub enum RegistryError {
         /// `you` or `anonymous users`.
         who: &'static str,
         /// The registry's own words.
+        message: String,
+    },
+    /// A login that was to be kept is not taken.
+    #[error("{host} does not take the login{}", shown(.message))]
+    LoginRefused {
+        /// The registry.
+        host: String,
+        /// Its own words, or ours of what it wants.
         message: String,
     },
     /// There is no such thing.
@@ -129,11 +138,55 @@ pub enum RegistryError {
     /// Certificate authorities cannot be loaded.
     #[error("cannot load certificate authorities: {0}")]
     Authorities(String),
+    /// A directory of `certs.d` cannot be read.
+    #[error("cannot read the certificates in {path}")]
+    CertificateDirectory {
+        /// The directory.
+        path: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A client certificate without its key, or the key alone.
+    #[error("{path} is of no use without {missing}")]
+    HalfPair {
+        /// The file that is there.
+        path: String,
+        /// The file that is not.
+        missing: String,
+    },
+    /// A client certificate or its key cannot be used.
+    #[error("cannot use the client certificate {path}: {why}")]
+    ClientCertificate {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A proxy of the environment cannot be used.
-    #[error("cannot use the proxy for {host}: its URL is malformed")]
+    #[error("cannot use the proxy for {host}: {why}")]
     Proxy {
         /// Host and port.
         host: String,
+        /// What is wrong; not the URL, which may hold a password.
+        why: &'static str,
+    },
+    /// `registries.conf` forbids it.
+    #[error("pulling {reference} is blocked by {at}")]
+    Blocked {
+        /// The image.
+        reference: String,
+        /// The rule.
+        at: Place,
+    },
+    /// A location of `registries.conf` that leads to no image, or to another one.
+    #[error("{location:?} cannot stand in for {reference} ({at})")]
+    Location {
+        /// The image.
+        reference: String,
+        /// As configured.
+        location: String,
+        /// The rule.
+        at: Place,
     },
     /// A file with logins is no JSON.
     #[error("cannot read logins from {path}: {why}")]
@@ -142,6 +195,18 @@ pub enum RegistryError {
         path: String,
         /// Where and what, never the content.
         why: String,
+    },
+    /// A manifest or blob is not the one that was asked for.
+    #[error("{host} sends something else as {what}: it should be {expected} and is {actual}")]
+    WrongDigest {
+        /// Host and port.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// Digest.
+        expected: String,
+        /// Digest.
+        actual: String,
     },
     /// A blob's size is not what the manifest says.
     #[error("{what} is {actual} bytes long, not {expected} as the manifest says")]
@@ -152,6 +217,16 @@ pub enum RegistryError {
         expected: u64,
         /// Bytes; at least.
         actual: u64,
+    },
+    /// A layer that the registry does not have itself.
+    #[error("{what} is not in the registry but, says the manifest, at {place}: {why}")]
+    Foreign {
+        /// `blob sha256:...`.
+        what: String,
+        /// Host and port.
+        place: String,
+        /// Why it is not fetched from there.
+        why: &'static str,
     },
     /// A resumed download does not fit.
     #[error("{host} does not resume {what}: {why}")]
@@ -192,9 +267,36 @@ impl RegistryError {
             _ => false,
         }
     }
-}
 
-impl RegistryError {
+    /// Whether a `HEAD` may fail so where a `GET` does not. Some registries refuse it, answer it with 5xx or not at all;
+    /// and only a `GET` has a body that says what is wrong.
+    pub(super) fn may_be_of_head(&self) -> bool {
+        matches!(
+            self,
+            RegistryError::Unauthorised { .. }
+                | RegistryError::NotFound { .. }
+                | RegistryError::RateLimited { .. }
+                | RegistryError::Status { .. }
+                | RegistryError::Unreachable { .. }
+                | RegistryError::Timeout { .. }
+                | RegistryError::Protocol { .. }
+        )
+    }
+
+    /// Whether the failure is the server's as a whole, not that of one manifest or blob.
+    pub(super) fn is_of_the_server(&self) -> bool {
+        match self {
+            RegistryError::NotFound { .. }
+            | RegistryError::WrongDigest { .. }
+            | RegistryError::WrongSize { .. }
+            | RegistryError::TooLarge { .. }
+            | RegistryError::Resume { .. } => false,
+            RegistryError::BrokenOff { source, .. } => source.is_of_the_server(),
+            RegistryError::Status { status, .. } => super::retry::is_transient(*status),
+            _ => true,
+        }
+    }
+
     /// The same error after so many requests.
     pub(super) fn after(self, requests: u32) -> RegistryError {
         match self {
@@ -204,28 +306,47 @@ impl RegistryError {
             other => other,
         }
     }
+
+    /// With its causes.
+    pub(super) fn in_one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line = format!("{line}: {error}");
+            cause = error.source();
+        }
+        line
+    }
 }
 
 impl Hint for RegistryError {
     fn hints(&self) -> Vec<String> {
         let line = match self {
             RegistryError::Unauthorised { host, who, .. } if *who == "you" => {
-                format!("check the name, and the login for {host} (podman login {host})")
+                format!("check the name and your rights; to log in anew: hpcrun login {host}")
             }
-            RegistryError::Unauthorised { host, .. } => format!(
-                "check the name; if the image is private, log in first: podman login {host} or docker login {host}"
-            ),
+            RegistryError::Unauthorised { host, .. } => {
+                format!("check the name; if the image is private, log in first: hpcrun login {host}")
+            }
             RegistryError::NotFound { .. } => "check the spelling of repository and tag".to_owned(),
+            RegistryError::LoginRefused { .. } => {
+                "check user and password; registries with two-factor login want an access token as password"
+                    .to_owned()
+            }
             RegistryError::Certificate { host, .. } => format!(
                 "name the site's certificate authority in SSL_CERT_FILE or in /etc/containers/certs.d/{host}/ca.crt"
             ),
-            RegistryError::Protocol { host, .. } => {
-                format!("if {host} speaks no TLS, use --plain-http")
+            RegistryError::Protocol { host, why } if why.contains("TLS") => {
+                format!("if {host} is meant to speak no TLS, use --plain-http")
             }
-            RegistryError::Unreachable { .. } | RegistryError::UnknownHost { .. } => {
+            RegistryError::Unreachable { .. }
+            | RegistryError::UnknownHost { .. }
+            | RegistryError::Timeout { .. } => {
                 "compute nodes often have no way out: pull on a login node, or set HTTPS_PROXY".to_owned()
             }
-            RegistryError::RateLimited { .. } => "log in, or wait, or use a mirror".to_owned(),
+            RegistryError::RateLimited { host, .. } => {
+                format!("log in (hpcrun login {host}), try again later, or use a mirror")
+            }
             RegistryError::Redirect { why, .. } if why.contains("unencrypted") => {
                 "if that is meant, use --plain-http".to_owned()
             }

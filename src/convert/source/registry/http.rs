@@ -1,29 +1,43 @@
 //! One HTTP exchange at a time: connections, TLS, proxies, redirects. No retries and no logins; those are decided above.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 
 use ureq::http::Response;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, RequestBuilder};
 
-use super::error::RegistryError;
-use super::options::{PlainHttp, RegistryOptions};
+use super::endpoints::{Endpoint, Tls, Transport};
+use super::error::{RegistryError, printable};
+use super::failure::{body_error, transport_error};
+use super::options::RegistryOptions;
+use super::proxies;
+use super::trust;
 use super::url::Url;
 
 const MAX_REDIRECTS: usize = 10;
 
+/// How a server is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Method {
+    #[default]
+    Get,
+    Head,
+}
+
 /// What is asked of a server.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Request {
+    pub(super) method: Method,
     /// `Accept`.
     pub(super) accept: Option<String>,
     /// `Authorization`; sent to the origin asked first and to no other.
     pub(super) authorization: Option<String>,
     /// `Range`.
     pub(super) range: Option<String>,
-    /// Body of a POST, form-encoded; without it a GET.
+    /// `If-Range`.
+    pub(super) if_range: Option<String>,
+    /// Form-encoded body, which makes it a POST.
     pub(super) form: Option<String>,
     /// The whole answer must come within the time for small answers.
     pub(super) small: bool,
@@ -58,6 +72,16 @@ impl Answer {
         self.header("content-length")?.trim().parse().ok()
     }
 
+    /// Refuses a body that was encoded for the way, which was not asked for and would hide what is hashed.
+    pub(super) fn refuse_encoding(&self, what: &str) -> Result<(), RegistryError> {
+        let encoding = self.header("content-encoding").unwrap_or("identity").trim();
+        if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+            return Ok(());
+        }
+        let (host, encoding) = (self.url.authority(), printable(encoding));
+        Err(RegistryError::Protocol { host, why: format!("it sends {what} encoded as {encoding}") })
+    }
+
     /// Reads the body, at most `limit` bytes.
     pub(super) fn read_small(self, limit: u64, what: &str) -> Result<Vec<u8>, RegistryError> {
         let host = self.url.authority();
@@ -77,12 +101,16 @@ impl Answer {
     }
 }
 
-/// Agents, made when first needed, and the rules of where they may go.
+/// Agents for one endpoint and where it leads to, made when first needed, and the rules of where they may go.
 #[derive(Debug)]
 pub(super) struct Http {
     options: RegistryOptions,
-    /// The registry as named, which `PlainHttp` speaks of.
-    registry: String,
+    /// `host[:port]` of the endpoint, whose TLS settings are for it alone.
+    authority: String,
+    tls: Tls,
+    transport: Transport,
+    /// Somebody said that this registry needs no encryption; being on this machine says nothing of other hosts.
+    leads_to_plain: bool,
     agents: Mutex<HashMap<Route, Agent>>,
 }
 
@@ -91,13 +119,26 @@ pub(super) struct Http {
 struct Route {
     https: bool,
     proxy: Option<String>,
-    /// Hosts have their own certificate authorities.
+    /// Hosts have their own certificate authorities; empty without TLS.
     host: String,
 }
 
 impl Http {
-    pub(super) fn new(options: RegistryOptions, registry: String) -> Http {
-        Http { options, registry, agents: Mutex::new(HashMap::new()) }
+    pub(super) fn new(options: &RegistryOptions, endpoint: &Endpoint) -> Result<Http, RegistryError> {
+        let url = Url::of_api(&endpoint.api_host, true)
+            .ok_or_else(|| RegistryError::BadHost(endpoint.api_host.clone()))?;
+        Ok(Http {
+            options: options.clone(),
+            authority: url.authority(),
+            tls: endpoint.tls.clone(),
+            transport: endpoint.transport,
+            leads_to_plain: match endpoint.transport {
+                Transport::Tls => false,
+                Transport::TlsOrPlain => !url.is_loopback(),
+                Transport::Plain => true,
+            },
+            agents: Mutex::default(),
+        })
     }
 
     /// The user's wishes.
@@ -105,36 +146,28 @@ impl Http {
         &self.options
     }
 
-    /// The API of the registry at `api_host`: https, but http where the user asked for it, and on this machine where
-    /// nobody answers to TLS.
-    pub(super) fn registry_url(&self, api_host: &str) -> Result<Url, RegistryError> {
-        let bad_host = || RegistryError::BadHost(api_host.to_owned());
-        let plain = Url::parse(&format!("http://{api_host}/v2/")).ok_or_else(bad_host)?;
-        if self.plain_was_asked() {
-            return Ok(plain);
+    /// The API of the registry at `api_host`. Where both transports may be used this asks which one answers.
+    pub(super) fn api_url(&self, api_host: &str) -> Result<Url, RegistryError> {
+        let url =
+            |https| Url::of_api(api_host, https).ok_or_else(|| RegistryError::BadHost(api_host.to_owned()));
+        match self.transport {
+            Transport::Plain => url(false),
+            Transport::Tls => url(true),
+            Transport::TlsOrPlain => {
+                let encrypted = url(true)?;
+                match self.exchange(&encrypted, &Request { small: true, ..Request::default() }) {
+                    Ok(_) => Ok(encrypted),
+                    // Nothing of this is healed by doing without encryption.
+                    Err(
+                        error @ (RegistryError::Certificate { .. }
+                        | RegistryError::ClientCertificate { .. }
+                        | RegistryError::Authorities(_)
+                        | RegistryError::Proxy { .. }),
+                    ) => Err(error),
+                    Err(_) => url(false),
+                }
+            }
         }
-        let encrypted = Url::parse(&format!("https://{api_host}/v2/")).ok_or_else(bad_host)?;
-        if !encrypted.is_loopback() {
-            return Ok(encrypted);
-        }
-        match self.exchange(&encrypted, &Request { small: true, ..Request::default() }) {
-            Ok(_) => Ok(encrypted),
-            Err(error @ RegistryError::Certificate { .. }) => Err(error),
-            Err(_) => Ok(plain),
-        }
-    }
-
-    fn plain_was_asked(&self) -> bool {
-        match &self.options.plain_http {
-            PlainHttp::Loopback => false,
-            PlainHttp::Asked => true,
-            PlainHttp::Hosts(hosts) => hosts.contains(&self.registry),
-        }
-    }
-
-    /// Whether `url` may be asked without encryption. A registry that was asked for so may lead to a store of its site.
-    fn may_be_plain(&self, url: &Url) -> bool {
-        url.is_loopback() || self.plain_was_asked()
     }
 
     /// Sends `request` to `url` and follows redirects.
@@ -153,7 +186,7 @@ impl Http {
                 return Err(redirect(&url, "the exchange of a secret, which is not followed"));
             }
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-            let next = self.follow(&url, location)?;
+            let next = follow(&url, location, self.leads_to_plain)?;
             if !next.same_origin(&origin) {
                 // Once dropped it stays dropped, even if the way leads back.
                 authorization = None;
@@ -163,18 +196,6 @@ impl Http {
         Err(redirect(&url, &format!("more than {MAX_REDIRECTS} times")))
     }
 
-    fn follow(&self, from: &Url, location: Option<&str>) -> Result<Url, RegistryError> {
-        let location = location.ok_or_else(|| redirect(from, "without saying where"))?;
-        let next = from.join(location).ok_or_else(|| redirect(from, "to a malformed address"))?;
-        if !next.https && from.https {
-            return Err(redirect(from, &format!("from https to the unencrypted {next}")));
-        }
-        if !next.https && !self.may_be_plain(&next) {
-            return Err(redirect(from, &format!("to the unencrypted {next}")));
-        }
-        Ok(next)
-    }
-
     fn send(
         &self,
         url: &Url,
@@ -182,30 +203,38 @@ impl Http {
         authorization: Option<&str>,
     ) -> Result<Response<Body>, RegistryError> {
         let agent = self.agent(url)?;
-        let host = url.authority();
+        let address = url.to_request();
+        let result = match (&request.form, request.method) {
+            (Some(form), _) => self
+                .prepare(agent.post(address), request, authorization)
+                .content_type("application/x-www-form-urlencoded")
+                .send(form.as_str()),
+            (None, Method::Get) => self.prepare(agent.get(address), request, authorization).call(),
+            (None, Method::Head) => self.prepare(agent.head(address), request, authorization).call(),
+        };
+        result.map_err(|error| transport_error(&url.authority(), error))
+    }
+
+    fn prepare<B>(
+        &self,
+        builder: RequestBuilder<B>,
+        request: &Request,
+        authorization: Option<&str>,
+    ) -> RequestBuilder<B> {
         let headers = [
             ("accept", request.accept.as_deref()),
+            // Without it a proxy on the way may compress, and digests are of the bytes as stored.
+            ("accept-encoding", Some("identity")),
             ("authorization", authorization),
             ("range", request.range.as_deref()),
+            ("if-range", request.if_range.as_deref()),
         ];
         let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let limit = request.small.then_some(self.options.patience.answer);
-        let result = match &request.form {
-            None => headers
-                .fold(agent.get(url.to_request()), |builder, (name, value)| builder.header(name, value))
-                .config()
-                .timeout_global(limit)
-                .build()
-                .call(),
-            Some(form) => headers
-                .fold(agent.post(url.to_request()), |builder, (name, value)| builder.header(name, value))
-                .header("content-type", "application/x-www-form-urlencoded")
-                .config()
-                .timeout_global(limit)
-                .build()
-                .send(form.as_str()),
-        };
-        result.map_err(|error| transport_error(&host, error))
+        headers
+            .fold(builder, |builder, (name, value)| builder.header(name, value))
+            .config()
+            .timeout_global(request.small.then_some(self.options.patience.answer))
+            .build()
     }
 
     fn agent(&self, url: &Url) -> Result<Agent, RegistryError> {
@@ -226,8 +255,8 @@ impl Http {
         let proxy = match &route.proxy {
             None => None,
             Some(text) => {
-                let failed = |_| RegistryError::Proxy { host: url.authority() };
-                Some(Proxy::new(text).map_err(failed)?)
+                let failed = |why| RegistryError::Proxy { host: url.authority(), why };
+                Some(proxies::parse(text).map_err(failed)?)
             }
         };
         let mut config = Agent::config_builder()
@@ -242,121 +271,82 @@ impl Http {
             .timeout_per_read(Some(patience.stall))
             .timeout_per_write(Some(patience.stall));
         if route.https {
-            let roots = RootCerts::new_with_certs(&self.authorities(&route.host)?);
-            config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
+            let tls = if route.host == self.authority {
+                self.tls.clone()
+            } else {
+                trust::tls_of(&route.host, &self.options)?
+            };
+            config = config.tls_config(trust::tls_config(&tls, &self.options)?);
         }
         Ok(config.build().new_agent())
     }
-
-    /// The system's certificate authorities, or those that the user names instead, and the host's own.
-    fn authorities(&self, host: &str) -> Result<Vec<Certificate<'static>>, RegistryError> {
-        let (file, directory) = (self.options.ca_file.as_deref(), self.options.ca_directory.as_deref());
-        let loaded = if file.is_some() || directory.is_some() {
-            rustls_native_certs::load_certs_from_paths(file, directory)
-        } else {
-            rustls_native_certs::load_native_certs()
-        };
-        let mut list: Vec<Certificate<'static>> =
-            loaded.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        for directory in &self.options.certificate_directories {
-            list.extend(own_authorities(&directory.join(host))?);
-        }
-        match loaded.errors.first() {
-            Some(error) if list.is_empty() => Err(RegistryError::Authorities(error.to_string())),
-            _ if list.is_empty() => Err(RegistryError::Authorities("this system has none".to_owned())),
-            _ => Ok(list),
-        }
-    }
 }
 
-/// `*.crt` of a directory that need not exist.
-fn own_authorities(directory: &std::path::Path) -> Result<Vec<Certificate<'static>>, RegistryError> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(Vec::new()) };
-    let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "crt"));
-    paths.sort();
-    let mut list = Vec::new();
-    for path in paths {
-        let loaded = rustls_native_certs::load_certs_from_paths(Some(&path), None);
-        if let Some(error) = loaded.errors.first() {
-            return Err(RegistryError::Authorities(error.to_string()));
-        }
-        list.extend(loaded.certs.iter().map(|der| Certificate::from_der(der).to_owned()));
+/// Where a redirect leads, if we go there. `to_plain`: stores without encryption will do.
+fn follow(from: &Url, location: Option<&str>, to_plain: bool) -> Result<Url, RegistryError> {
+    let location = location.ok_or_else(|| redirect(from, "without saying where"))?;
+    let next = from.join(location).ok_or_else(|| redirect(from, "to a malformed address"))?;
+    // Services that only this machine reaches are nobody's stores; a registry far away must not make us ask them.
+    if next.is_this_machine() && !from.is_this_machine() {
+        return Err(redirect(from, &format!("to this machine itself, {}", next.authority())));
     }
-    Ok(list)
+    if !next.https && from.https {
+        return Err(redirect(from, &format!("from https to the unencrypted {next}")));
+    }
+    if !next.https && !next.is_loopback() && !to_plain {
+        return Err(redirect(from, &format!("to the unencrypted {next}")));
+    }
+    Ok(next)
 }
 
 fn redirect(from: &Url, why: &str) -> RegistryError {
     RegistryError::Redirect { host: from.authority(), why: why.to_owned() }
 }
 
-/// A transport's failure in our words. ureq's own text may hold the URL, and a URL may hold a signature.
-fn transport_error(host: &str, error: ureq::Error) -> RegistryError {
-    let host = host.to_owned();
-    let protocol = |why: String| RegistryError::Protocol { host: host.clone(), why };
-    match error {
-        ureq::Error::HostNotFound => RegistryError::UnknownHost { host },
-        ureq::Error::Timeout(timeout) => RegistryError::Timeout { host, what: waited_for(timeout) },
-        ureq::Error::Rustls(error) => RegistryError::Certificate { host, why: error.to_string() },
-        ureq::Error::Tls(why) => RegistryError::Certificate { host, why: why.to_owned() },
-        ureq::Error::Pem(_) => RegistryError::Authorities("a certificate is malformed".to_owned()),
-        ureq::Error::Io(error) => io_error(host, error),
-        ureq::Error::ConnectionFailed => {
-            RegistryError::Unreachable { host, source: io::ErrorKind::ConnectionRefused.into() }
-        }
-        ureq::Error::ConnectProxyFailed(_) => protocol("the proxy refuses the connection".to_owned()),
-        ureq::Error::LargeResponseHeader(..) => protocol("its headers are too large".to_owned()),
-        ureq::Error::Protocol(error) => protocol(super::error::printable(&error.to_string())),
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) => protocol("the address cannot be asked".to_owned()),
-        _ => protocol("the exchange failed".to_owned()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn io_error(host: String, error: io::Error) -> RegistryError {
-    match error.kind() {
-        // rustls hands its own errors through as InvalidData.
-        io::ErrorKind::InvalidData => tls_error(host, &error.to_string()),
-        io::ErrorKind::TimedOut => RegistryError::Timeout { host, what: "a connection" },
-        _ if is_unknown_host(&error.to_string()) => RegistryError::UnknownHost { host },
-        _ => RegistryError::Unreachable { host, source: error },
-    }
-}
-
-/// The resolver's "no such name", which has no kind of its own; its "try again" is not meant.
-fn is_unknown_host(text: &str) -> bool {
-    text.contains("failed to lookup address") && !text.contains("Temporary failure")
-}
-
-/// A peer without TLS answers the handshake with something else, which is no matter of trust.
-fn tls_error(host: String, text: &str) -> RegistryError {
-    let why = super::error::printable(text);
-    if text.contains("InvalidContentType") || text.contains("InvalidMessage") {
-        RegistryError::Protocol { host, why: "it does not speak TLS".to_owned() }
-    } else {
-        RegistryError::Certificate { host, why }
-    }
-}
-
-fn waited_for(timeout: ureq::Timeout) -> &'static str {
-    match timeout {
-        ureq::Timeout::Resolve => "its address",
-        ureq::Timeout::Connect => "a connection",
-        ureq::Timeout::PerRead | ureq::Timeout::RecvBody => "more of the body",
-        ureq::Timeout::RecvResponse => "the status",
-        _ => "the whole answer",
-    }
-}
-
-/// A failure in the middle of a body.
-pub(super) fn body_error(host: &str, error: io::Error) -> RegistryError {
-    match error.downcast::<ureq::Error>() {
-        Ok(error) => match transport_error(host, error) {
-            // Broken framing in the middle of a body is a broken connection.
-            RegistryError::Protocol { host, why } => {
-                RegistryError::Unreachable { host, source: io::Error::other(why) }
+    #[test]
+    fn redirects_that_are_followed() {
+        for (from, location, to_plain, expected) in [
+            ("https://r.org/v2/x", "https://cdn.org/x?sig=s3cret", false, Ok("https://cdn.org/x?sig=s3cret")),
+            ("https://r.org/v2/x", "/y", false, Ok("https://r.org/y")),
+            ("https://r.org/v2/x", "https://10.1.2.3/y", false, Ok("https://10.1.2.3/y")),
+            ("https://r.org/v2/x", "http://cdn.org/x?s3cret", true, Err("from https to the unencrypted")),
+            ("https://r.org/v2/x", "https://localhost/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://a.localhost./y", false, Err("to this machine itself")),
+            (
+                "https://r.org/v2/x",
+                "https://127.8.0.1:8443/y",
+                false,
+                Err("to this machine itself, 127.8.0.1:8443"),
+            ),
+            ("https://r.org/v2/x", "https://[::1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://[::ffff:127.0.0.1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://169.254.169.254/latest", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://[fe80::1]/y", false, Err("to this machine itself")),
+            ("https://r.org/v2/x", "https://0.0.0.0/y", false, Err("to this machine itself")),
+            ("http://r.org/v2/x", "http://127.0.0.1/y", true, Err("to this machine itself")),
+            ("http://r.org/v2/x", "http://store.org/y", true, Ok("http://store.org/y")),
+            ("http://127.0.0.1:5000/v2/x", "http://127.0.0.1:9000/y", false, Ok("http://127.0.0.1:9000/y")),
+            (
+                "http://127.0.0.1:5000/v2/x",
+                "http://store.org/y",
+                false,
+                Err("to the unencrypted http://store.org/y"),
+            ),
+        ] {
+            let result = follow(&Url::parse(from).unwrap(), Some(location), to_plain);
+            let shown = result.map(|url| url.to_request()).map_err(|error| error.to_string());
+            match (&shown, expected) {
+                (Ok(url), Ok(expected)) => assert_eq!(url, expected, "{from} {location}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.contains(part) && !error.contains("s3cret"), "{from} {location}: {error}");
+                }
+                _ => panic!("{from} {location}: {shown:?}"),
             }
-            other => other,
-        },
-        Err(error) => io_error(host.to_owned(), error),
+        }
+        assert!(follow(&Url::parse("https://r.org/").unwrap(), None, false).is_err());
     }
 }

@@ -1,37 +1,65 @@
 //! Images in a registry, over the distribution protocol: blocking, one thread a blob.
 
 mod auth;
+mod auth_file;
 mod blob;
+mod certs_d;
 mod challenge;
 mod client;
+mod credential_helper;
 mod credentials;
+mod documents;
+mod endpoints;
 mod error;
+mod error_body;
+mod failure;
+mod foreign;
 mod http;
+mod login_check;
+mod mirrors;
 mod options;
+mod proxies;
+mod registries_conf;
 mod retry;
+mod servers;
+pub mod short_names;
+mod trust;
 mod url;
 
 use std::io::Read;
 use std::sync::Arc;
 
-pub use credentials::{AuthEnvironment, AuthFile, Login, candidate_paths};
+pub use auth_file::{AuthFile, helper_key};
+pub use credential_helper::{CredentialHelper, HelperError};
+pub use credentials::{AuthEnvironment, Login, candidate_paths};
+pub use endpoints::{ClientCertificate, Endpoint, Serves, Tls, Transport};
 pub use error::RegistryError;
-pub use options::{PlainHttp, Proxies, RegistryOptions};
+pub use login_check::{LoginCheck, check_login};
+pub use options::{PlainHttp, RegistryOptions};
+pub use proxies::Proxies;
+pub use registries_conf::{Place, RegistriesConf, RegistriesConfError};
 pub use retry::Patience;
 
 use super::resolve::{self, Fetched, Outline};
 use super::{Source, SourceError, SourceImage, SourceOptions};
-use crate::image::digest::{Algorithm, Digest};
+use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use blob::BlobReader;
-use client::Client;
+use client::Document;
+use servers::Servers;
+use url::Url;
 
 /// An image of a registry.
 #[derive(Debug)]
 pub(super) struct RegistrySource {
-    client: Arc<Client>,
+    servers: Arc<Servers>,
     image: SourceImage,
+    /// For each layer the places that it may be at instead.
+    urls: Vec<Vec<String>>,
+    /// The registry is on this machine.
+    near: bool,
+    options: RegistryOptions,
 }
 
 impl RegistrySource {
@@ -42,19 +70,32 @@ impl RegistrySource {
         options: &SourceOptions,
     ) -> Result<RegistrySource, SourceError> {
         let fail = |source| failed(&origin, source);
-        let client = Arc::new(Client::new(reference, &options.registry).map_err(fail)?);
-        let first = fetch_named(&client, reference, &origin)?;
-        let mut fetch = |entry: &Descriptor| {
-            client.manifest(entry.digest.as_str()).map(|answer| answer.bytes).map_err(fail)
-        };
+        let servers = Arc::new(Servers::new(reference, &options.registry).map_err(fail)?);
+        let first = fetched(servers.named(reference).map_err(fail)?);
+        let mut fetch =
+            |entry: &Descriptor| servers.document(&entry.digest).map(|document| document.bytes).map_err(fail);
         let resolved = resolve::resolve(first, &options.platform, &origin, &mut fetch)?;
         resolve::refuse_foreign(&resolved.manifest, options, &origin)?;
         let config = resolved.manifest.config.clone();
         resolve::check_config_size(config.size, &origin)?;
-        let bytes = read_config(&client, &config, &origin)?;
+        let bytes = servers.small_blob(&config).map_err(fail)?;
         resolve::verify(&config, &bytes, "the image config", &origin)?;
+        let urls = resolved.manifest.layers.iter().map(|layer| layer.urls.clone()).collect();
         let image = Outline::of(resolved, origin).finish(&bytes, &options.platform)?;
-        Ok(RegistrySource { client, image })
+        let near = Url::of_api(reference.api_host(), true).is_some_and(|url| url.is_this_machine());
+        Ok(RegistrySource { servers, image, urls, near, options: options.registry.clone() })
+    }
+
+    /// The blob of layer `index`, from the registry if it has it.
+    fn open_blob(&self, index: usize, digest: &Digest, size: u64) -> Result<BlobReader, RegistryError> {
+        let absent = match BlobReader::open(Arc::clone(&self.servers), digest.clone(), size) {
+            Err(error @ RegistryError::NotFound { .. }) => error,
+            other => return other,
+        };
+        let urls = self.urls.get(index).filter(|urls| !urls.is_empty()).ok_or(absent)?;
+        let stores = foreign::stores(urls, digest, self.near, &self.options)?;
+        log::info!("blob {digest} is not in the registry; fetching it from where the manifest says");
+        BlobReader::open(Arc::new(stores), digest.clone(), size)
     }
 }
 
@@ -62,27 +103,8 @@ fn failed(origin: &str, source: RegistryError) -> SourceError {
     SourceError::Registry { origin: origin.to_owned(), source: Box::new(source) }
 }
 
-/// The manifest or index that the reference names, checked against the digest that it names or that the registry states.
-fn fetch_named(client: &Client, reference: &Reference, origin: &str) -> Result<Fetched, SourceError> {
-    let answer = client.manifest(reference.identifier()).map_err(|source| failed(origin, source))?;
-    let stated = answer.stated_digest.as_deref().and_then(|text| Digest::parse(text).ok());
-    let expected = reference.digest().cloned().or(stated);
-    if let Some(expected) = &expected {
-        resolve::verify_digest(expected, &answer.bytes, "the manifest", origin)?;
-    }
-    let digest = expected.unwrap_or_else(|| Digest::of_with(Algorithm::Sha256, &answer.bytes));
-    Ok(Fetched { bytes: answer.bytes, digest, declared: answer.media_type })
-}
-
-fn read_config(client: &Arc<Client>, config: &Descriptor, origin: &str) -> Result<Vec<u8>, SourceError> {
-    let blob = BlobReader::open(Arc::clone(client), config.digest.clone(), config.size)
-        .map_err(|source| failed(origin, source))?;
-    let mut bytes = Vec::new();
-    let mut limited = blob.take(config.size);
-    limited
-        .read_to_end(&mut bytes)
-        .map_err(|source| SourceError::Read { path: format!("the image config of {origin}"), source })?;
-    Ok(bytes)
+fn fetched(document: Document) -> Fetched {
+    Fetched { bytes: document.bytes, digest: document.digest, declared: document.media_type }
 }
 
 impl Source for RegistrySource {
@@ -96,8 +118,8 @@ impl Source for RegistrySource {
         let (digest, size) = layer
             .and_then(|layer| Some((layer.digest.clone()?, layer.size?)))
             .ok_or_else(|| SourceError::NoLayer { origin: origin(), index })?;
-        let blob = BlobReader::open(Arc::clone(&self.client), digest, size)
-            .map_err(|source| failed(&self.image.origin, source))?;
+        let blob =
+            self.open_blob(index, &digest, size).map_err(|source| failed(&self.image.origin, source))?;
         Ok(Box::new(blob))
     }
 }

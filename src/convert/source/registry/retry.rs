@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::error::RegistryError;
+
 /// Timeouts and retries. All times are upper bounds of one wait, none of a whole download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -33,9 +35,18 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// The pause before retry `number` (0 = first): what the server asked for, else doubling with a little jitter so
+    /// The pause before retry `number` (0 = first) after `error`.
+    pub(super) fn pause_after(&self, number: u32, error: &RegistryError) -> Duration {
+        let asked = match error {
+            RegistryError::RateLimited { asked, .. } | RegistryError::Status { asked, .. } => *asked,
+            _ => None,
+        };
+        self.pause(number, asked)
+    }
+
+    /// The pause before retry `number`: what the server asked for, else doubling with a little jitter so
     /// that many nodes do not come back at once.
-    pub(super) fn pause(&self, number: u32, asked: Option<Duration>) -> Duration {
+    fn pause(&self, number: u32, asked: Option<Duration>) -> Duration {
         let doubled = self.first_delay.saturating_mul(1u32.checked_shl(number.min(16)).unwrap_or(u32::MAX));
         let jitter = doubled.mul_f64(jitter());
         asked.unwrap_or(doubled.saturating_add(jitter)).min(self.longest_delay)

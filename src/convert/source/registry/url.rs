@@ -44,6 +44,14 @@ impl Url {
         Some(Url { https, host: host.to_ascii_lowercase(), port, path, query })
     }
 
+    /// The API of the registry at `host[:port]`.
+    pub(super) fn of_api(host: &str, https: bool) -> Option<Url> {
+        let scheme = if https { "https" } else { "http" };
+        let url = Url::parse(&format!("{scheme}://{host}/v2/"))?;
+        // Nothing but a host.
+        (url.path == "/v2/" && url.query.is_empty()).then_some(url)
+    }
+
     /// The URL that a `Location` leads to from here.
     pub(super) fn join(&self, location: &str) -> Option<Url> {
         if location.contains("://") && !location.starts_with(['/', '?']) {
@@ -97,6 +105,16 @@ impl Url {
         self.host == "localhost" || self.address().is_some_and(|address| address.is_loopback())
     }
 
+    /// Whether the host is this machine or its link: what answers there (a cloud's metadata, a local service) answers
+    /// nobody else.
+    pub(super) fn is_this_machine(&self) -> bool {
+        match self.address().map(|address| address.to_canonical()) {
+            Some(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+            Some(IpAddr::V6(v6)) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
+            None => is_localhost(&self.host),
+        }
+    }
+
     /// Whether the host is an address that only means something locally: where a server may not send our secrets.
     pub(super) fn is_private_address(&self) -> bool {
         match self.address() {
@@ -110,7 +128,7 @@ impl Url {
                     || v6.is_unspecified()
                     || v6.to_ipv4_mapped().is_some()
             }
-            None => self.host == "localhost",
+            None => is_localhost(&self.host),
         }
     }
 }
@@ -121,6 +139,12 @@ impl fmt::Display for Url {
         let scheme = if self.https { "https" } else { "http" };
         write!(f, "{scheme}://{}{}", self.authority(), self.path)
     }
+}
+
+/// `localhost` and what RFC 6761 puts below it. Not every resolver keeps to that, so it is good for refusals only.
+fn is_localhost(host: &str) -> bool {
+    let host = host.trim_end_matches('.');
+    host == "localhost" || host.ends_with(".localhost")
 }
 
 fn default_port(https: bool) -> u16 {
