@@ -419,6 +419,8 @@ fn https_never_leads_to_http() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut trusting = with_login(options());
+    // This server does not know HEAD and lets it wait.
+    trusting.registry.patience.stall = Duration::from_millis(400);
     trusting.registry.ca_file = Some(scratch.path().join("ca.pem"));
     let result = std::panic::catch_unwind(|| {
         check_refused(

@@ -45,6 +45,7 @@ const BROKEN: &[Scenario] = &[
     }),
     ("silence in mid-body", Pulled, |world| {
         world.large();
+        world.options.registry.patience.stall = Duration::from_millis(300);
         world.layer(|_, before, reply| match before {
             0 => reply.stall(100_000, Duration::from_secs(2)),
             _ => reply,

@@ -221,13 +221,14 @@ fn whole(image: &Image) -> Vec<u8> {
     })
 }
 
-/// Impatient options for amd64.
+/// Options for amd64 that try again soon. A loaded machine must not look like a silent server, so those who want
+/// silence noticed say so.
 pub(crate) fn options() -> SourceOptions {
     let mut options =
         SourceOptions { platform: Platform::parse("amd64").unwrap(), ..SourceOptions::default() };
     options.registry.patience = Patience {
         connect: Duration::from_secs(5),
-        stall: Duration::from_millis(400),
+        stall: Duration::from_secs(3),
         answer: Duration::from_secs(5),
         retries: 3,
         first_delay: Duration::from_millis(5),

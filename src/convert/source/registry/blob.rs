@@ -90,19 +90,12 @@ impl BlobReader {
             self.failures = 0;
         }
         self.progress_from = self.position;
-        let patience = self.client()?.patience();
-        if !error.is_transient() || self.failures >= patience.retries {
+        let client = self.client()?;
+        if !error.is_transient() || self.failures >= client.patience().retries {
             return self.turn_to_the_next(error);
         }
-        let pause = patience.pause_after(self.failures, &error);
-        log::info!(
-            "{} at byte {}: {}; trying again in {:.1} s",
-            self.what(),
-            self.position,
-            error.in_one_line(),
-            pause.as_secs_f64()
-        );
-        std::thread::sleep(pause);
+        log::info!("{} stopped at byte {}", self.what(), self.position);
+        client.wait(self.failures, &error);
         self.failures = self.failures.saturating_add(1);
         Ok(())
     }

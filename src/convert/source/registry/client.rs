@@ -78,18 +78,19 @@ impl Client {
     }
 
     /// What the server says is the digest of a tag. None: it does not say, and has to be asked for the manifest itself,
-    /// as some registries do not know `HEAD`, or refuse it, or forget the digest. Only a `GET` has an error's text.
+    /// as some registries do not know `HEAD`, or refuse it, or forget the digest; and only a `GET` has an error's text.
     pub(super) fn digest_of(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
         let what = format!("manifest {tag} of {}", self.repository);
         let request = Request { method: Method::Head, ..manifest_request() };
         let path = format!("manifests/{tag}");
         match self.ask(&path, &what, &request) {
             Ok(answer) => Ok(stated_digest(&answer)),
+            Err(error @ RegistryError::RateLimited { .. }) => {
+                self.wait(0, &error);
+                Ok(None)
+            }
             Err(error) if error.may_be_of_head() => {
                 log::debug!("no digest of {tag} by HEAD: {}", error.in_one_line());
-                if let RegistryError::RateLimited { .. } = error {
-                    std::thread::sleep(self.patience().pause_after(0, &error));
-                }
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -168,15 +169,20 @@ impl Client {
         loop {
             match attempt() {
                 Err(error) if error.is_transient() && tries < self.patience().retries => {
-                    let pause = self.patience().pause_after(tries, &error);
-                    log::info!("{}; trying again in {:.1} s", error.in_one_line(), pause.as_secs_f64());
-                    std::thread::sleep(pause);
+                    self.wait(tries, &error);
                     tries = tries.saturating_add(1);
                 }
                 Err(error) => return Err(error.after(tries.saturating_add(1))),
                 Ok(value) => return Ok(value),
             }
         }
+    }
+
+    /// Pauses before retry `number` (0 = first) after `error`.
+    pub(super) fn wait(&self, number: u32, error: &RegistryError) {
+        let pause = self.patience().pause_after(number, error);
+        log::info!("{}; trying again in {:.1} s", error.in_one_line(), pause.as_secs_f64());
+        std::thread::sleep(pause);
     }
 
     /// The API, found out when first needed.

@@ -275,7 +275,6 @@ impl RegistryError {
             self,
             RegistryError::Unauthorised { .. }
                 | RegistryError::NotFound { .. }
-                | RegistryError::RateLimited { .. }
                 | RegistryError::Status { .. }
                 | RegistryError::Unreachable { .. }
                 | RegistryError::Timeout { .. }
@@ -349,6 +348,9 @@ impl Hint for RegistryError {
             }
             RegistryError::Redirect { why, .. } if why.contains("unencrypted") => {
                 "if that is meant, use --plain-http".to_owned()
+            }
+            RegistryError::Foreign { .. } => {
+                "push the image again with its layers, as docker and skopeo do today".to_owned()
             }
             RegistryError::BrokenOff { source, .. } => return source.hints(),
             _ => return Vec::new(),
