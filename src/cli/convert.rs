@@ -15,7 +15,7 @@ use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};
 use crate::convert::source::registry::{RegistriesConf, RegistryOptions, short_names};
 use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
-use crate::convert::{self, Destination, Extras, Progress, Summary};
+use crate::convert::{self, Destination, Extras, LayerCache, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
@@ -85,12 +85,15 @@ fn run(
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
     let order = layer_cache::order(options)?;
-    let source = source::open(reference, &source_options(options, reference, registries, dest, &policy)?)
-        .map_err(|error| Failure::new(&error))?;
+    let cache = layer_cache::open(options, &policy);
+    let source = source::open(
+        reference,
+        &source_options(options, reference, registries, dest, &policy, cache.as_ref())?,
+    )
+    .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
     let trailer = |squashfs: &writer::Summary| trailer(source.image(), &chosen).encode(squashfs.bytes_used);
-    let cache = layer_cache::open(options, &policy);
     let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
     let converted = convert::convert_with(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
@@ -164,6 +167,7 @@ fn source_options(
     registries: RegistriesConf,
     dest: &Path,
     policy: &Policy,
+    cache: Option<&LayerCache>,
 ) -> Result<SourceOptions, Failure> {
     let platform = match &options.platform {
         Some(text) => Platform::parse(text).map_err(|error| Failure::plain(error.to_string()))?,
@@ -175,7 +179,11 @@ fn source_options(
     let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let allow_foreign = allow_foreign(options, policy)?;
     let registry = match reference {
-        SourceReference::Registry(name) => registry::options(&options.registry, name, registries)?,
+        SourceReference::Registry(name) => RegistryOptions {
+            foreign_layers: allow_foreign,
+            documents: cache.map(|cache| cache.path().join("documents")),
+            ..registry::options(&options.registry, name, registries)?
+        },
         _ => RegistryOptions::default(),
     };
     Ok(SourceOptions {

@@ -757,7 +757,7 @@ fn cached_layers_are_not_fetched_from_a_registry() {
         }
         command.arg(server.source()).arg(all.path(dest));
         support::stdout(&mut command);
-        let counts: Vec<usize> = blobs.iter().map(|blob| server.count(blob)).collect();
+        let counts: Vec<usize> = blobs.iter().map(|blob| server.log.count_of("GET", blob)).collect();
         (fs::read(all.path(dest)).unwrap(), counts)
     };
     let squashfs = |bytes: &[u8]| {

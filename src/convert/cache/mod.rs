@@ -74,6 +74,11 @@ impl LayerCache {
     pub fn open(path: &Path, limit: u64) -> Result<LayerCache, CacheError> {
         Directory::open(path, limit).map(|directory| LayerCache { directory })
     }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
 }
 
 /// The cache as one conversion sees it.

@@ -60,7 +60,7 @@ impl DockerArchive {
         }
         let outline = match oci_manifest(&archive, entry, &Digest::of(&config)) {
             Some((bytes, manifest)) => {
-                resolve::refuse_foreign(&manifest, options, &origin)?;
+                resolve::refuse_foreign(&manifest, Descriptor::is_foreign, options, &origin)?;
                 let digest = Digest::of(&bytes);
                 Outline::of(resolve::Resolved { bytes, digest, manifest }, origin.clone())
             }

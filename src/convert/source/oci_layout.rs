@@ -65,7 +65,7 @@ impl OciLayout {
         let first = choose_entry(&store, index, image, &origin)?;
         let mut fetch = |entry: &Descriptor| store.read_blob(&entry.digest, MAX_MANIFEST_BYTES, &origin);
         let resolved = resolve::resolve(first, &options.platform, &origin, &mut fetch)?;
-        resolve::refuse_foreign(&resolved.manifest, options, &origin)?;
+        resolve::refuse_foreign(&resolved.manifest, Descriptor::is_foreign, options, &origin)?;
         let config = resolved.manifest.config.clone();
         resolve::check_config_size(config.size, &origin)?;
         let bytes = store.read_blob(&config.digest, MAX_CONFIG_BYTES, &origin)?;

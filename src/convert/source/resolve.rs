@@ -217,14 +217,15 @@ pub(super) fn verify_digest(
     })
 }
 
-/// Refuses layers that the manifest declares not to be distributed, or to lie elsewhere, unless they were asked for.
+/// Refuses layers of which `is_foreign` is true (not to be distributed, or elsewhere), unless they were asked for.
 pub(super) fn refuse_foreign(
     manifest: &manifest::ImageManifest,
+    is_foreign: fn(&Descriptor) -> bool,
     options: &SourceOptions,
     origin: &str,
 ) -> Result<(), SourceError> {
     let mut layers = manifest.layers.iter().zip(1usize..);
-    match layers.find(|(layer, _)| layer.is_foreign()) {
+    match layers.find(|(layer, _)| is_foreign(layer)) {
         Some((layer, number)) if !options.allow_foreign => Err(SourceError::Foreign {
             origin: origin.to_owned(),
             what: format!("layer {number} is not to be distributed ({})", layer.media_type),

@@ -43,7 +43,7 @@ pub use retry::Patience;
 use super::resolve::{self, Fetched, Outline};
 use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::image::digest::Digest;
-use crate::image::manifest::Descriptor;
+use crate::image::manifest::{Descriptor, is_foreign_type};
 use crate::image::reference::Reference;
 use blob::BlobReader;
 use client::Document;
@@ -75,7 +75,9 @@ impl RegistrySource {
         let mut fetch =
             |entry: &Descriptor| servers.document(&entry.digest).map(|document| document.bytes).map_err(fail);
         let resolved = resolve::resolve(first, &options.platform, &origin, &mut fetch)?;
-        resolve::refuse_foreign(&resolved.manifest, options, &origin)?;
+        // A layer that only has `urls` is in today's registries all the same; `open_blob` decides.
+        let is_foreign = |layer: &Descriptor| is_foreign_type(&layer.media_type);
+        resolve::refuse_foreign(&resolved.manifest, is_foreign, options, &origin)?;
         let config = resolved.manifest.config.clone();
         resolve::check_config_size(config.size, &origin)?;
         let bytes = servers.small_blob(&config).map_err(fail)?;
