@@ -2,8 +2,9 @@
 
 CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
+PEERS ?= .demo/peers
 
-.PHONY: help build test lint demo man bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
+.PHONY: help build test lint demo man peers bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
@@ -11,7 +12,8 @@ help:
 	@echo 'make build            target/release/hpcrun'
 	@echo 'make man              manual pages and shell completions, in target/manual/'
 	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
-	@echo 'make bench            measure against peers; bench-convert, bench-launch, bench-read: one of them'
+	@echo 'make bench            measure against peers, 40 minutes; bench-convert, bench-launch, bench-read: one of them'
+	@echo '                      [BENCH="--times 3 --strict" for the bars; benches/convert --help says more]'
 	@echo 'make check-big-image  convert a 1.7 GB image and compare it entry by entry with umoci (root)'
 	@echo 'make fuzz             a bounded run of the randomised tests with fresh seeds'
 	@echo 'make clean-demo       remove what demo, bench and check-big-image keep in .demo/'
@@ -44,8 +46,12 @@ check-big-image: setup build big-image
 
 bench: bench-convert bench-launch bench-read
 
-bench-convert bench-launch bench-read: bench-%: setup build big-image
-	@benches/$* $(BIG_IMAGE)
+peers: setup
+	@scripts/peers $(PEERS)
+
+bench-convert bench-launch bench-read: bench-%: setup build big-image peers
+	@$(CARGO) build --quiet --release --locked --examples
+	@benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
 
 fuzz: setup
 	@scripts/fuzz

@@ -2,15 +2,18 @@
 
 Absolute times of a shared machine mean little; a ratio taken in turns under the same disturbances means something. So every
 figure here is a ratio between two things measured in the same run, and each table says on what machine.
+
+A sample covers everything that a command starts, daemons included: it runs in a control group of its own runner, whose
+processor time is read before and after.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import multiprocessing
 import os
-import platform
 import pwd
-import resource  # os.wait4 loads it, and the ordinary user may be unable to reach a root's Python by then
+import resource
 import signal
 import statistics
 import subprocess
@@ -18,16 +21,27 @@ import sys
 import time
 
 USER = "hpcrun-test"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LEAVE_S = 10  # how long a sample waits for what its command left running to end
+CLONE_NEWNS = 0x00020000
+
+
+class Failed(Exception):
+    """A measured command did not end well."""
 
 
 @dataclasses.dataclass
 class Sample:
-    """One run of one command."""
+    """One run of one command, or the medians of several."""
 
     wall_s: float
-    cpu_s: float  # user and system, of the command and the children that it waited for
-    peak_mib: float  # of the largest of those processes
-    output: bytes = b""
+    cpu_s: float  # user and system, of everything that ran on its behalf, servers included
+    peak_mib: float  # of the largest process that it waited for
+    written_mib: float = 0  # handed to write calls, pipes included
+    faults: float = 0  # minor page faults of the command and the processes that it waited for
+    space_mib: float = 0  # largest use of the watched file system beyond what lay there before
+    size_mib: float = 0  # of the file that it made
+    output: str = ""
 
 
 @dataclasses.dataclass
@@ -36,27 +50,126 @@ class Case:
 
     name: str
     command: list
+    runner: object
     before: object = None
     after: object = None
-    seconds_from_output: bool = False  # the command prints its own seconds, for parts of a run
+    rounds: int = 1 << 30  # at most so many, for what takes minutes
+    warm_up: bool = True  # one more run, not counted, before the others
+    copies: int = 1  # started at once
+    makes: str = None  # file whose size is wanted
+    env: dict = dataclasses.field(default_factory=dict)  # added to the plain environment
 
 
-def as_user(connection):
-    """Serves runs from a process that has become the ordinary user, so that a sample holds no cost of becoming one."""
+class Runner:
+    """A process that has become the ordinary user, in a control group of its own, perhaps with another root directory.
+
+    It stays for many runs, so that no sample holds the cost of becoming a user or of entering the tree.
+    """
+
+    def __init__(self, name, tree=None, binds=()):
+        self.group = new_group(name)
+        self.connection, child = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=serve, args=(child, self.group, tree, binds), daemon=True)
+        self.process.start()
+        child.close()  # so that a runner that died ends the bench instead of hanging it
+        if self.connection.recv() != "ready":
+            raise Failed(f"the runner {name} did not start")
+
+    def run(self, command, copies=1, watch=None, every_s=0.02, leaves=False, env=None):
+        """Runs `copies` of a command to their end; `watch` is called again and again meanwhile. `leaves`: it leaves a
+        server behind on purpose, so its end is not waited for."""
+        self.connection.send((list(command), copies, leaves, env or {}))
+        while watch and not self.connection.poll(every_s):
+            watch()
+        sample = self.connection.recv()
+        if isinstance(sample, str):
+            raise Failed(sample)
+        return sample
+
+    def processes(self):
+        """Ids of what runs in this runner's group, itself left out."""
+        return members(self.group) - {self.process.pid}
+
+    def close(self):
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.connection.send(None)
+        self.process.join(LEAVE_S)
+        if self.group:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.group)
+
+
+def new_group(name):
+    """A fresh control group (version 2), or None where there is none to be had."""
+    for line in open("/proc/self/mounts"):
+        _, point, kind, *_ = line.split()
+        if kind == "cgroup2":
+            path = os.path.join(point, f"hpcrun-bench-{os.getpid()}-{name}")
+            with contextlib.suppress(OSError):
+                os.mkdir(path)
+                return path
+    return None
+
+
+def members(group):
+    if not group:
+        return set()
+    with open(f"{group}/cgroup.procs") as file:
+        return {int(line) for line in file}
+
+
+def serve(connection, group, tree, binds):
+    """The runner's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.geteuid() == 0:
-        user = pwd.getpwnam(USER)
-        os.initgroups(USER, user.pw_gid)
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-        os.environ.update(HOME=user.pw_dir, USER=USER, LOGNAME=USER)
-        os.chdir("/tmp")
-    while (command := connection.recv()) is not None:
-        connection.send(run(command))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if group:
+        with open(f"{group}/cgroup.procs", "w") as file:
+            file.write(str(os.getpid()))
+    if tree:
+        enter(tree, binds)
+    counters = open("/proc/self/io", "rb", buffering=0)  # opened now: the file is root's once this process is not
+    user = pwd.getpwnam(USER)
+    os.initgroups(USER, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    # Nothing of the caller's: proxies, certificate bundles, paths and job steps would change what peers do.
+    os.environ.clear()
+    os.environ.update(PATH=PATH, HOME=user.pw_dir, USER=USER, LOGNAME=USER, LANG="C.UTF-8")
+    os.chdir("/tmp")
+    connection.send("ready")
+    while (request := connection.recv()) is not None:
+        connection.send(run(*request, group, counters))
     connection.close()
 
 
-def run(command):
+def enter(tree, binds):
+    """Makes `tree` the root of this process and of what it starts.
+
+    By pivot_root and not by chroot: the kernel lets no process in a chroot create a user namespace.
+    """
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    root("mount", "--make-rprivate", "/")
+    root("mount", "--bind", tree, tree)
+    root("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", f"{tree}/tmp")
+    for path in ("/proc", "/sys", "/dev", "/etc/passwd", "/etc/group", "/etc/hosts", pwd.getpwnam(USER).pw_dir, *binds):
+        inside = tree + path
+        if os.path.isdir(path):
+            os.makedirs(inside, exist_ok=True)
+        elif not os.path.exists(inside):
+            open(inside, "w").close()
+        root("mount", "--rbind", path, inside)
+    os.makedirs(f"{tree}/tmp/.old")
+    os.chdir(tree)
+    root("pivot_root", ".", "tmp/.old")
+    os.chdir("/")
+    root("umount", "--lazy", "/tmp/.old")
+    os.rmdir("/tmp/.old")
+
+
+def run(command, copies, leaves, env, group, counters):
     """Runs a command to its end; gives its sample, or the text of its failure."""
     # A file, not a pipe: nothing blocks on it, and waiting for the command is not waiting for whatever else holds it.
     captured = os.memfd_create("output")
@@ -65,83 +178,108 @@ def run(command):
         (os.POSIX_SPAWN_DUP2, captured, 1),
         (os.POSIX_SPAWN_DUP2, captured, 2),
     ]
+    before = members(group)
+    written = write_bytes(counters)
+    group_before = group_cpu_s(group)
     start = time.perf_counter()
-    pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
-    _, status, usage = os.wait4(pid, 0)
-    wall = time.perf_counter() - start
-    output = os.pread(captured, 1 << 20, 0)
+    pids = [os.posix_spawnp(command[0], command, {**os.environ, **env}, file_actions=actions) for _ in range(copies)]
+    ended = [os.wait4(pid, 0) for pid in pids]
+    end = time.perf_counter()
+    while group and not leaves and not members(group) <= before and time.perf_counter() - end < LEAVE_S:
+        time.sleep(0.002)
+    statuses = [os.waitstatus_to_exitcode(status) for _, status, _ in ended]
+    usages = [usage for _, _, usage in ended]
+    cpu = group_cpu_s(group) - group_before if group else sum(u.ru_utime + u.ru_stime for u in usages)
+    written = write_bytes(counters) - written
+    output = os.pread(captured, 1 << 20, 0).decode(errors="replace")
     os.close(captured)
-    code = os.waitstatus_to_exitcode(status)
-    if code:
-        return f"{' '.join(command)}: exit status {code}\n{output.decode(errors='replace')}"
-    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
+    if any(statuses):
+        return f"{' '.join(command)}: exit status {next(filter(None, statuses))}\n{output[-2000:]}"
+    peak = max(u.ru_maxrss for u in usages) / 1024
+    return Sample(end - start, cpu, peak, written / 2**20, sum(u.ru_minflt for u in usages), output=output)
+
+
+def group_cpu_s(group):
+    """Processor time of everything in the group but this process itself."""
+    if not group:
+        return 0
+    with open(f"{group}/cpu.stat") as file:
+        spent = next(int(line.split()[1]) for line in file if line.startswith("usage_usec"))
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return spent / 1e6 - own.ru_utime - own.ru_stime
+
+
+def write_bytes(counters):
+    """Bytes that this process, and those that it waited for, handed to write calls."""
+    counters.seek(0)
+    return next(int(line.split()[1]) for line in counters.read().splitlines() if line.startswith(b"wchar"))
 
 
 class Bench:
-    """Runs cases in turn as the ordinary user and prints Markdown."""
+    """Runs cases in turn. Stops peers, never ours, when the time that it was given is spent."""
 
-    def __init__(self, title, directory):
-        """`directory` holds the image that is measured, so the ordinary user must be able to reach it."""
-        if os.geteuid() != 0:
-            sys.exit("needs root: to drop caches and mount the peers; what is measured runs as an ordinary user")
-        self.connection, child = multiprocessing.Pipe()
-        self.runner = multiprocessing.Process(target=as_user, args=(child,), daemon=True)
-        self.runner.start()
-        child.close()  # so that a runner that died ends the bench instead of hanging it
-        self.measure(Case(f"{directory} can be read by {USER}", ["test", "-r", f"{directory}/oci/index.json"]))
-        print(f"### {title}\n\n{machine()}\n")
+    def __init__(self, budget_s=None, space_of=None):
+        self.deadline = time.monotonic() + budget_s if budget_s else None
+        self.space_of = space_of
 
-    def measure(self, case):
+    def measure(self, case, watch=None):
         if case.before:
             case.before()
-        self.connection.send(case.command)
-        sample = self.connection.recv()
+        used = space = self.used_mib()
+
+        def watch_space():
+            nonlocal space
+            space = max(space, self.used_mib())
+
+        sample = case.runner.run(case.command, case.copies, watch or (watch_space if self.space_of else None), env=case.env)
+        watch_space()
+        sample.space_mib = space - used
+        if case.makes:
+            sample.size_mib = os.path.getsize(case.makes) / 2**20
         if case.after:
             case.after()
-        if isinstance(sample, str):
-            sys.exit(f"{case.name}: {sample}")
-        if case.seconds_from_output:
-            sample.wall_s = float(sample.output.split()[-1])
         return sample
 
+    def used_mib(self):
+        if not self.space_of:
+            return 0
+        stat = os.statvfs(self.space_of)
+        return (stat.f_blocks - stat.f_bfree) * stat.f_frsize / 2**20
+
     def compare(self, cases, rounds):
-        """Medians of each case over `rounds` interleaved rounds, by name; one more round before them is not counted."""
-        taken = {case.name: [] for case in cases}
+        """Medians of each case, by name; a text instead of a sample says why there is none."""
+        taken = self.collect(cases, rounds)
+        return {name: samples if isinstance(samples, str) else median(samples) for name, samples in taken.items()}
+
+    def collect(self, cases, rounds, ours="hpcrun"):
+        """Samples of each case over interleaved rounds, by name; a text instead says why there are none."""
+        taken, failures = {case.name: [] for case in cases}, {}
         for number in range(rounds + 1):
             for case in cases if number % 2 else reversed(cases):
-                sample = self.measure(case)
+                if case.name in failures or (number == 0 and not case.warm_up) or number > case.rounds:
+                    continue
+                if self.deadline and time.monotonic() > self.deadline and not case.name.startswith(ours):
+                    continue
+                try:
+                    sample = self.measure(case)
+                except Failed as failure:
+                    if case.name.startswith(ours):
+                        raise
+                    failures[case.name] = "failed: " + " ".join(str(failure).split())[-300:]
+                    if case.after:
+                        case.after()
+                    continue
+                print(f"  {case.name}: {sample.wall_s:.3f} s", file=sys.stderr, flush=True)
                 if number:
                     taken[case.name].append(sample)
-        return {name: median(samples) for name, samples in taken.items()}
+        return {name: failures.get(name) or samples or "not run: out of time" for name, samples in taken.items()}
 
 
 def median(samples):
-    def of(field):
-        return statistics.median(getattr(sample, field) for sample in samples)
-
-    return Sample(of("wall_s"), of("cpu_s"), of("peak_mib"))
-
-
-def print_table(rows, ours, columns=("wall_s", "cpu_s", "peak_mib")):
-    """`rows`: (what, medians by case name). The ratio is wall time of the case over that of `ours`."""
-    heads = {"wall_s": "wall", "cpu_s": "CPU", "peak_mib": "peak MiB"}
-    print("| what | program | " + " | ".join(heads[column] for column in columns) + f" | wall / {ours}'s |")
-    print("| --- | --- |" + " ---: |" * (len(columns) + 1))
-    for what, medians in rows:
-        for name, sample in medians.items():
-            cells = [f"{getattr(sample, c):.0f}" if c == "peak_mib" else seconds(getattr(sample, c)) for c in columns]
-            ratio = f"{sample.wall_s / medians[ours].wall_s:.2f}"
-            print(f"| {what} | {name} | " + " | ".join(cells) + f" | {ratio} |")
-    print(flush=True)
-
-
-def seconds(value):
-    return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
-
-
-def machine():
-    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return f"{os.cpu_count()} CPUs ({model}), Linux {platform.release().split('-')[0]}; medians of interleaved runs."
+    fields = [field.name for field in dataclasses.fields(Sample) if field.name != "output"]
+    middle = Sample(**{name: statistics.median(getattr(sample, name) for sample in samples) for name in fields})
+    middle.output = samples[-1].output
+    return middle
 
 
 def drop_caches():
@@ -155,23 +293,21 @@ def root(*command):
     """A preparation, as the caller."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}: {done.stderr.decode(errors='replace')}")
+        raise Failed(f"{' '.join(map(str, command))}: {done.stderr.decode(errors='replace')}")
+    return done.stdout.decode(errors="replace")
 
 
 @contextlib.contextmanager
 def spinners(wanted):
     """One SCHED_IDLE busy loop a CPU: they yield to everything, but keep virtual CPUs from falling asleep, whose waking
     otherwise costs more than what is measured."""
-    loops = [subprocess.Popen(["chrt", "-i", "0", "sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() * wanted)]
+    spin = ["chrt", "-i", "0", "sh", "-c", "while :; do :; done"]
+    loops = [
+        subprocess.Popen(["taskset", "-c", str(cpu), *spin]) for cpu in sorted(os.sched_getaffinity(0)) if wanted
+    ]
     try:
         yield
     finally:
         for loop in loops:
             loop.kill()
             loop.wait()
-
-
-def program():
-    """The program under test."""
-    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return os.environ.get("HPCRUN", os.path.join(top, "target/release/hpcrun"))
