@@ -49,7 +49,8 @@ def open_to_user(path):
 def place(directory, on_disk, need_mib=PRIVATE_MIB):
     """A new directory of the ordinary user's: a file system in memory, or below `directory`; and the word for it."""
     in_memory = not on_disk and available_mib() >= need_mib
-    with tempfile.TemporaryDirectory(dir="/var/tmp" if in_memory else directory, prefix="hpcrun-bench-") as work:
+    above = os.environ.get("TMPDIR", "/var/tmp") if in_memory else directory
+    with tempfile.TemporaryDirectory(dir=above, prefix="hpcrun-bench-") as work:
         if in_memory:
             paired.root("mount", "-t", "tmpfs", "tmpfs", work)
         try:

@@ -15,6 +15,7 @@
 mod support;
 
 mod bad_input;
+mod benches;
 mod budgets;
 mod busybox_image;
 mod cli;
