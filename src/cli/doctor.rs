@@ -18,9 +18,11 @@ use crate::launch::request::{HomeWish, Request, Verb};
 use crate::policy::{POLICY_PATH, Policy};
 use crate::squashfs::compress::Compression;
 use crate::squashfs::writer::{Inode, InodeKind, Tree, Writer, WriterOptions};
-use crate::sys::process::{self, Ended, Fork};
+use crate::sys::process::{self, Ended};
 
 const CHECK: &str = "launch";
+/// What a pipe takes without a reader is more.
+const MESSAGE_MAX_BYTES: usize = 4096;
 
 /// Prints all checks; status 0 if a launch works.
 pub(crate) fn run(args: &Doctor) -> Result<u8, Failure> {
@@ -96,19 +98,17 @@ fn launch_in_child(image: &File, host: Host) -> Result<(), String> {
     };
     let path = format!("/proc/self/fd/{}", image.as_raw_fd());
     let (mut reader, mut writer) = process::pipe().map_err(|error| error.to_string())?;
-    let child = match process::fork().map_err(|error| error.to_string())? {
-        Fork::Child => {
-            let failure = launch::with_policy(&request, Path::new(&path), host, &Policy::builtin());
-            let text = failure.map_or_else(|failure| failure.message().to_owned(), |_| String::new());
-            let _ = writer.write_all(text.as_bytes());
-            process::exit_now(i32::from(STATUS_FAILED))
-        }
-        Fork::Parent(child) => child,
-    };
+    // The pipe is long enough for any message, so that the child does not wait for its parent.
+    let ended = process::in_child(|| {
+        let failure = launch::with_policy(&request, Path::new(&path), host, &Policy::builtin());
+        let text = failure.map_or_else(|failure| failure.message().to_owned(), |_| String::new());
+        let _ = writer.write_all(text.get(..MESSAGE_MAX_BYTES).unwrap_or(&text).as_bytes());
+        STATUS_FAILED
+    });
     drop(writer);
     let mut why = String::new();
     let _ = reader.read_to_string(&mut why);
-    match process::wait(child).map_err(|error| error.to_string())? {
+    match ended.map_err(|error| error.to_string())? {
         Ended::Exited(0) => Ok(()),
         _ if !why.is_empty() => Err(why),
         ended => Err(format!("the test program ended strangely: {ended:?}")),

@@ -151,10 +151,11 @@ fn request(options: &LaunchOptions, verb: Verb) -> Result<Request, Failure> {
 fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
     let filesystem = &image.filesystem;
     let (device, inode, modified_ns) = image.identity;
-    let mut shells = Vec::new();
-    for shell in shell_candidates(host) {
-        if is_program(image, &shell)? {
-            shells.push(shell);
+    let mut shell = None;
+    for candidate in shell_candidates(host) {
+        if is_program(image, &candidate)? {
+            shell = Some(candidate);
+            break;
         }
     }
     Ok(ImageFacts {
@@ -167,7 +168,7 @@ fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
         config: image.config.clone(),
         passwd: small_file(image, "/etc/passwd")?,
         group: small_file(image, "/etc/group")?,
-        shells,
+        shell,
     })
 }
 

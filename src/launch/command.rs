@@ -68,17 +68,17 @@ pub fn shell_candidates(host: &Host) -> Vec<PathBuf> {
     shells
 }
 
-/// What to execute. `shells` are those of [`shell_candidates`] that the image has, best first.
+/// What to execute. `shell` is the first of [`shell_candidates`] that the image has.
 pub fn command(
     verb: &Verb,
     config: &ImageConfig,
-    shells: &[PathBuf],
+    shell: Option<&Path>,
     host: &Host,
 ) -> Result<Command, CommandError> {
     let (argv, image_field) = match verb {
         Verb::Exec { command } => (command.clone(), None),
         Verb::Run { args } => run(args, config),
-        Verb::Shell => (vec![shell(shells, host)?], None),
+        Verb::Shell => (vec![found_shell(shell, host)?], None),
     };
     if argv.iter().any(|argument| argument.as_bytes().contains(&0)) {
         return Err(CommandError::Nul);
@@ -107,10 +107,9 @@ fn run(args: &[OsString], config: &ImageConfig) -> (Vec<OsString>, Option<&'stat
     (entrypoint.iter().map(OsString::from).chain(args).collect(), field)
 }
 
-fn shell(shells: &[PathBuf], host: &Host) -> Result<OsString, CommandError> {
+fn found_shell(shell: Option<&Path>, host: &Host) -> Result<OsString, CommandError> {
     let tried = || shell_candidates(host).iter().map(|path| path.display().to_string()).collect();
-    let shell = shells.first().ok_or_else(|| CommandError::NoShell { tried: tried() })?;
-    Ok(shell.clone().into_os_string())
+    shell.map(OsString::from).ok_or_else(|| CommandError::NoShell { tried: tried() })
 }
 
 /// The directories of a PATH. Empty and relative ones mean the working directory, in which nobody expects to find a
@@ -160,7 +159,7 @@ mod tests {
             let config =
                 ImageConfig { entrypoint: strings(entrypoint), cmd: strings(cmd), ..ImageConfig::default() };
             let verb = Verb::Run { args: words(args) };
-            let found = command(&verb, &config, &[], &Host::default()).unwrap();
+            let found = command(&verb, &config, None, &Host::default()).unwrap();
             assert_eq!(found.argv, words(argv));
             assert_eq!(Some(&found.program), found.argv.first());
         }
@@ -171,7 +170,7 @@ mod tests {
         let config =
             ImageConfig { entrypoint: strings(&["ep"]), cmd: strings(&["cmd"]), ..ImageConfig::default() };
         let verb = Verb::Exec { command: words(&["./solver", "--grid", "512"]) };
-        let found = command(&verb, &config, &[], &Host::default()).unwrap();
+        let found = command(&verb, &config, None, &Host::default()).unwrap();
         assert_eq!(found.program, "./solver");
         assert_eq!(found.argv, words(&["./solver", "--grid", "512"]));
         assert_eq!(found.image_field, None);
@@ -180,7 +179,7 @@ mod tests {
     #[test]
     fn nothing_to_execute() {
         let (none, host) = (ImageConfig::default(), Host::default());
-        let error = |verb: Verb| command(&verb, &none, &[], &host).unwrap_err();
+        let error = |verb: Verb| command(&verb, &none, None, &host).unwrap_err();
         assert_eq!(error(Verb::Run { args: Vec::new() }), CommandError::NothingToRun);
         assert_eq!(error(Verb::Run { args: words(&[""]) }), CommandError::EmptyProgram);
         assert_eq!(error(Verb::Exec { command: Vec::new() }), CommandError::NothingToRun);
@@ -200,7 +199,8 @@ mod tests {
         assert_eq!(with("/bin/bash"), paths(&["/bin/bash", "/bin/sh"]));
         assert_eq!(with("zsh"), paths(&["/bin/bash", "/bin/sh"]));
         assert_eq!(with(""), paths(&["/bin/bash", "/bin/sh"]));
-        let found = command(&Verb::Shell, &ImageConfig::default(), &paths(&["/bin/sh"]), &Host::default());
+        let found =
+            command(&Verb::Shell, &ImageConfig::default(), Some(Path::new("/bin/sh")), &Host::default());
         assert_eq!(found.unwrap().argv, words(&["/bin/sh"]));
     }
 

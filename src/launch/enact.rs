@@ -14,7 +14,7 @@ use crate::launch::share::{self, Group, ShareError};
 use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
-use crate::mount::server::{self, AtEnd, ServerOptions};
+use crate::mount::server::{self, AtEnd, Launching, ServerOptions};
 use crate::sys::namespace::{self, NamespaceIds, Namespaces};
 use crate::sys::path::PathFd;
 use crate::sys::privilege::{self, Privileges};
@@ -191,11 +191,11 @@ pub fn enact(
     require_plain_process()?;
     let job = Job::prepare(&plan)?;
     let mut group = plan.share.as_ref().and_then(|key| heard(Group::open(key, plan.uid), observer));
-    let namespaces = enter(&plan, image, grafts, group.as_mut(), observer)?;
+    let (namespaces, launching) = enter(&plan, image, grafts, group.as_mut(), observer)?;
     if let Some(group) = group {
         heard(group.register(std::process::id().cast_signed(), namespaces), observer);
     }
-    job.run()
+    job.run(launching)
 }
 
 /// Enters the group's namespaces, or else new ones with a new root. Takes image and grafts in either case: nothing of
@@ -206,9 +206,9 @@ fn enter(
     grafts: Grafts,
     group: Option<&mut Group>,
     observer: &mut dyn FnMut(Event<'_>),
-) -> Result<NamespaceIds, EnactError> {
+) -> Result<(NamespaceIds, Option<Launching>), EnactError> {
     match group.and_then(|group| join(group, observer)) {
-        Some(namespaces) => Ok(namespaces),
+        Some(namespaces) => Ok((namespaces, None)),
         None => create(plan, image, grafts, observer),
     }
 }
@@ -238,7 +238,7 @@ fn create(
     image: Option<Filesystem>,
     grafts: Grafts,
     observer: &mut dyn FnMut(Event<'_>),
-) -> Result<NamespaceIds, EnactError> {
+) -> Result<(NamespaceIds, Option<Launching>), EnactError> {
     let inspect = |source| EnactError::Inspect { source };
     // Opened while /proc is the host's: what the new root has there is not for us to trust.
     let process = PathFd::open_directory(Path::new("/proc/self")).map_err(inspect)?;
@@ -249,8 +249,8 @@ fn create(
         Some(image) => Some(serve(plan, image, grafts)?),
         None => None,
     };
-    mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
-    Ok(Namespaces::of(&process).map_err(inspect)?.ids())
+    let launching = mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
+    Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
 }
 
 /// Starts the image server, which stays in the host's mount namespace: so the mount ends with the job's last process,

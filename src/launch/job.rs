@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use crate::launch::enact::EnactError;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::program;
+use crate::launch::warm_up::Files;
+use crate::mount::server::Launching;
 use crate::sys::privilege::{self, Privileges};
 use crate::sys::{self, exec, path};
 
@@ -49,10 +51,16 @@ impl Job {
 
     /// Drops all privilege, enters the working directory and executes the program. Whatever the process was started
     /// with stays: descriptors, limits, affinity, umask, signal mask and dispositions.
-    pub(super) fn run(self) -> Result<Infallible, EnactError> {
+    pub(super) fn run(self, launching: Option<Launching>) -> Result<Infallible, EnactError> {
         drop_privileges()?;
         enter_directory(&self.directories)?;
         exec::restore_sigpipe().map_err(|source| EnactError::Signals { source })?;
+        if launching.is_some() {
+            let files = self.candidates.iter().find_map(|candidate| Files::of_program(as_path(candidate)));
+            // From here on all threads of the server take part.
+            drop(launching);
+            files.iter().for_each(Files::read_ahead);
+        }
         self.execute()
     }
 
@@ -62,7 +70,7 @@ impl Job {
         let mut forbidden = None;
         for candidate in &self.candidates {
             let Err(source) = exec::execve(candidate, &self.arguments, &self.environment);
-            let found = Path::new(OsStr::from_bytes(candidate.as_bytes()));
+            let found = as_path(candidate);
             match source.errno {
                 Errno::ENOENT | Errno::ENOTDIR if program::diagnose(found, source.errno).is_none() => {}
                 Errno::EACCES => forbidden = forbidden.or(Some((found.to_owned(), source))),
@@ -95,6 +103,10 @@ impl Job {
         });
         EnactError::NotFound { program: self.program, searched }
     }
+}
+
+fn as_path(candidate: &CString) -> &Path {
+    Path::new(OsStr::from_bytes(candidate.as_bytes()))
 }
 
 /// A path as it is, a bare name in each directory of `search`. An empty name is nowhere.

@@ -16,6 +16,7 @@ pub mod request;
 pub mod resolve;
 pub mod share;
 pub mod share_key;
+mod warm_up;
 
 pub use plan::{ImageFacts, LaunchPlan, PlanError, paths_to_probe, plan};
 pub use request::Request;

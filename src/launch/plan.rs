@@ -82,8 +82,8 @@ pub struct ImageFacts {
     pub passwd: Option<Vec<u8>>,
     /// The image's `/etc/group`, likewise.
     pub group: Option<Vec<u8>>,
-    /// Those of [`command::shell_candidates`] that the image has, best first.
-    pub shells: Vec<PathBuf>,
+    /// The first of [`command::shell_candidates`] that the image has.
+    pub shell: Option<PathBuf>,
 }
 
 /// A file by what the kernel says of it.
@@ -121,7 +121,7 @@ pub fn plan(
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks)?;
     let Command { program, argv, image_field } =
-        command::command(&request.verb, &image.config, &image.shells, host)?;
+        command::command(&request.verb, &image.config, image.shell.as_deref(), host)?;
     let grafts = match &root {
         RootSource::Image(_) => grafts(image, host, &binds)?,
         // The kernel serves that tree: nothing can be added to it.
@@ -212,7 +212,7 @@ fn mount_plan(root: RootSource, reason: Reason, binds: &Binds) -> MountPlan {
 fn grafts(image: &ImageFacts, host: &Host, binds: &Binds) -> Result<Vec<(PathBuf, Graft)>, PlanError> {
     let mut grafts: Vec<(PathBuf, Graft)> =
         binds.binds.iter().map(|bind| (bind.destination.clone(), bind.graft())).collect();
-    let shell = image.shells.first().map_or(Path::new("/bin/sh"), PathBuf::as_path);
+    let shell = image.shell.as_deref().unwrap_or(Path::new("/bin/sh"));
     let passwd = identity::passwd(image.passwd.as_deref(), &host.user, shell)?;
     let group = identity::group(image.group.as_deref(), &host.user)?;
     // A bind would follow the link that /etc/localtime is and cover a zone of the image with another.
@@ -294,7 +294,7 @@ fn make_env(
     let first = cwd.first().filter(|first| Some(*first) == host.cwd.as_ref());
     let circumstances = Circumstances {
         image: &image.path,
-        shell: image.shells.first().map(PathBuf::as_path),
+        shell: image.shell.as_deref(),
         binds,
         cwd: first.map(PathBuf::as_path),
         unshared_ranks,

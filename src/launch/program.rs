@@ -92,7 +92,7 @@ fn interpreter_reason(what: &str, path: &[u8], errno: Errno) -> String {
 }
 
 /// The interpreter named by a script's first line.
-fn script_interpreter(head: &[u8]) -> Option<&[u8]> {
+pub(super) fn script_interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     line.split(|byte| matches!(byte, b' ' | b'\t')).find(|word| !word.is_empty())
 }

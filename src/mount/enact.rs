@@ -10,7 +10,7 @@ use crate::hint::Hint;
 use crate::mount::bind::{Source, Tree};
 use crate::mount::plan::{Access, MountPlan, Need, Op, PlannedOp, RootSource};
 use crate::mount::root::NewRoot;
-use crate::mount::server::Waiting;
+use crate::mount::server::{Launching, Waiting};
 use crate::sys::mount::Restriction;
 use crate::sys::{self, mount, namespace};
 
@@ -99,7 +99,8 @@ pub enum MountError {
 }
 
 /// Leaves the host's mounts for those of `plan`: afterwards the caller is in a mount namespace of its own, with the
-/// plan's root as root and working directory.
+/// plan's root as root and working directory. Gives the image server's launch, if it has one, to be dropped when the
+/// job is about to start.
 ///
 /// Call it with one thread, in a user namespace in which the caller has all capabilities. `served` is needed if the
 /// root is an image. `observer` hears of each op before it is done.
@@ -107,7 +108,7 @@ pub fn enact(
     plan: &MountPlan,
     served: Option<Served>,
     observer: &mut dyn FnMut(Event<'_>),
-) -> Result<(), MountError> {
+) -> Result<Option<Launching>, MountError> {
     let namespace = |source| MountError::Namespace { source };
     namespace::unshare_mount().map_err(namespace)?;
     mount::make_slave().map_err(namespace)?;
@@ -118,7 +119,7 @@ pub fn enact(
     for planned in &plan.ops {
         sources.push(open_source(&host, planned, observer)?);
     }
-    let mut enactment = Enactment { host, served, root: None };
+    let mut enactment = Enactment { host, served, root: None, launching: None };
     for (planned, source) in plan.ops.iter().zip(sources) {
         if source.is_none() && matches!(planned.op, Op::Bind { .. }) {
             continue;
@@ -132,7 +133,7 @@ pub fn enact(
             outcome => outcome?,
         }
     }
-    Ok(())
+    Ok(enactment.launching)
 }
 
 fn is_optional(op: &Op) -> bool {
@@ -167,6 +168,7 @@ struct Enactment {
     host: Tree,
     served: Option<Served>,
     root: Option<NewRoot>,
+    launching: Option<Launching>,
 }
 
 impl Enactment {
@@ -178,7 +180,8 @@ impl Enactment {
                 let Some(served) = self.served.take() else {
                     return Err(MountError::NoRoot { planned: boxed() });
                 };
-                self.root = Some(NewRoot::serve(&self.host, image, served).map_err(failed)?);
+                let (root, launching) = NewRoot::serve(&self.host, image, served).map_err(failed)?;
+                (self.root, self.launching) = (Some(root), Some(launching));
             }
             (Op::Root(RootSource::Premounted(_)), Some(source), _) => {
                 self.root = Some(NewRoot::bind(&self.host, source).map_err(failed)?);

@@ -22,13 +22,18 @@ pub(super) struct NewRoot(Tree);
 
 impl NewRoot {
     /// Mounts what the image server serves; `image` is the name that the mount table shows.
-    pub(super) fn serve(host: &Tree, image: &Path, served: Served) -> Result<NewRoot, Error> {
+    /// The launch of the server is over when the second value is dropped.
+    pub(super) fn serve(
+        host: &Tree,
+        image: &Path,
+        served: Served,
+    ) -> Result<(NewRoot, server::Launching), Error> {
         let Served { fuse, server: waiting, uid, gid } = served;
         let place = mount_point(host)?;
         let data = server::mount_data(fuse.as_fd(), uid, gid);
         mount::fuse(image, place.path(), &data)?;
-        waiting.mounted()?;
-        Tree::at(place.path()).map(NewRoot)
+        let launching = waiting.mounted()?;
+        Ok((NewRoot(Tree::at(place.path())?), launching))
     }
 
     /// Mounts a copy of a tree that is mounted already.

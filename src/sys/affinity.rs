@@ -1,20 +1,76 @@
-//! CPU affinity of the calling thread.
-#![expect(unsafe_code, reason = "nix's CpuSet ends at 1024 CPUs; the call needs a longer mask")]
+//! CPU affinity of threads.
+#![expect(unsafe_code, reason = "nix's CpuSet ends at 1024 CPUs; the calls need a longer mask")]
 
 use super::Error;
 
 /// Bytes of the longest CPU mask a kernel uses: `CONFIG_NR_CPUS` ends at 8192.
 const MASK_BYTES: usize = 1024;
 
+/// The calling thread, as the calls name it.
+const CALLER: i32 = 0;
+
 /// Allows the calling thread on every CPU of its cpuset: a helper process forgets the binding of the rank it was
 /// forked from.
 ///
 /// Wrapper for `sched_setaffinity(2)` with every bit set; the kernel takes away what the cpuset does not hold.
 pub fn reset() -> Result<(), Error> {
-    let mask = [0xffu8; MASK_BYTES];
+    reset_thread(CALLER)
+}
+
+/// The same for the thread `id` of this process.
+pub fn reset_thread(id: i32) -> Result<(), Error> {
+    set(id, &[0xff; MASK_BYTES])
+}
+
+/// The number of the calling thread, for [`reset_thread`].
+pub fn thread_id() -> i32 {
+    nix::unistd::gettid().as_raw()
+}
+
+/// The CPU that the calling thread is on, at this moment.
+pub fn current_cpu() -> Option<usize> {
+    // SAFETY: takes nothing.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn pin(cpu: usize) -> Result<(), Error> {
+    let mut mask = [0; MASK_BYTES];
+    if let Some(byte) = mask.get_mut(cpu / 8) {
+        *byte = 1 << (cpu % 8);
+    }
+    set(CALLER, &mask)
+}
+
+/// A thread's affinity, to be given back to it.
+#[derive(Debug)]
+pub struct Affinity([u8; MASK_BYTES]);
+
+impl Affinity {
+    /// That of the calling thread.
+    pub fn of_caller() -> Result<Affinity, Error> {
+        let mut mask = [0; MASK_BYTES];
+        // SAFETY: the kernel writes at most MASK_BYTES bytes to a live array of that length. The call itself, because
+        // some C libraries refuse masks longer than theirs.
+        let length = unsafe {
+            libc::syscall(libc::SYS_sched_getaffinity, CALLER, MASK_BYTES, mask.as_mut_ptr().cast::<u8>())
+        };
+        if length < 0 { Err(Error::last("sched_getaffinity(0)")) } else { Ok(Affinity(mask)) }
+    }
+
+    /// Gives it to the calling thread, which then has what it had before: a binding, or none.
+    ///
+    /// None is not the same as a binding to all CPUs there are: only the former follows a cpuset that grows.
+    pub fn restore(&self) -> Result<(), Error> {
+        reset()?;
+        if Affinity::of_caller()?.0 == self.0 { Ok(()) } else { set(CALLER, &self.0) }
+    }
+}
+
+fn set(thread: i32, mask: &[u8; MASK_BYTES]) -> Result<(), Error> {
     // SAFETY: the kernel reads MASK_BYTES bytes from a live array of that length.
-    let rc = unsafe { libc::sched_setaffinity(0, MASK_BYTES, mask.as_ptr().cast()) };
-    if rc == 0 { Ok(()) } else { Err(Error::last("sched_setaffinity(0, all)")) }
+    let rc = unsafe { libc::sched_setaffinity(thread, MASK_BYTES, mask.as_ptr().cast()) };
+    if rc == 0 { Ok(()) } else { Err(Error::last(format!("sched_setaffinity({thread})"))) }
 }
 
 #[cfg(test)]
@@ -35,5 +91,30 @@ mod tests {
         })
         .join()
         .expect("thread");
+    }
+
+    #[test]
+    fn a_pinned_thread_gets_back_what_it_had() {
+        std::thread::spawn(|| {
+            let before = Affinity::of_caller().expect("affinity");
+            let cpu = current_cpu().expect("a CPU");
+            pin(cpu).expect("pin");
+            assert_eq!(current_cpu(), Some(cpu));
+            assert_eq!(std::thread::available_parallelism().expect("affinity").get(), 1);
+            let one = Affinity::of_caller().expect("affinity");
+            before.restore().expect("restore");
+            assert_eq!(Affinity::of_caller().expect("affinity").0, before.0);
+            one.restore().expect("restore");
+            assert_eq!(Affinity::of_caller().expect("affinity").0, one.0);
+        })
+        .join()
+        .expect("thread");
+    }
+
+    #[test]
+    fn a_cpu_beyond_all_is_refused() {
+        for cpu in [8 * MASK_BYTES, 8 * MASK_BYTES - 1] {
+            assert!(pin(cpu).is_err(), "{cpu}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 
@@ -14,6 +15,8 @@ use super::Error;
 pub const REQUEST_BYTES: usize = 8192;
 /// Where a request's header holds its number.
 const UNIQUE: std::ops::Range<usize> = 8..16;
+/// Bytes behind the buffers, for [`RequestSlots::word`]; as many as a buffer, which keeps everything aligned.
+const WORD_BYTES: usize = REQUEST_BYTES;
 
 /// Opens `/dev/fuse`. Call it inside the user namespace that will mount: the kernel compares the two.
 pub fn open_device() -> Result<OwnedFd, Error> {
@@ -70,7 +73,7 @@ pub struct RequestSlot(&'static mut [u8]);
 impl RequestSlots {
     /// Maps `count` empty slots, shared with every process forked from now on.
     pub fn new(count: usize) -> Result<RequestSlots, Error> {
-        let length = count.saturating_mul(REQUEST_BYTES);
+        let length = count.saturating_mul(REQUEST_BYTES).saturating_add(WORD_BYTES);
         // SAFETY: a new anonymous mapping touches no existing memory. Populated, because a read(2) that has to
         // fault a page in while the process is being killed would lose the request.
         let base = unsafe {
@@ -87,6 +90,13 @@ impl RequestSlots {
             Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(RequestSlots { base, count }),
             _ => Err(Error::last(format!("mmap({length}, SHARED|ANONYMOUS)"))),
         }
+    }
+
+    /// A number in the same memory, 0 at first, that all processes share.
+    pub fn word(&self) -> &'static AtomicU64 {
+        // SAFETY: `new` mapped WORD_BYTES bytes behind the buffers, zeroed and aligned to a page; they are never
+        // unmapped, and used in no other way.
+        unsafe { &*self.base.add(self.count * REQUEST_BYTES).as_ptr().cast::<AtomicU64>() }
     }
 
     /// The slots, for the process that uses them from now on. Of the processes that share the mapping only one may

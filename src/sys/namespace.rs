@@ -1,12 +1,9 @@
 //! User and mount namespaces: making them, mapping ids, joining those of another process.
-#![expect(unsafe_code, reason = "fork and waitpid in a child that never returns")]
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -118,36 +115,10 @@ fn open_namespace(process: &PathFd, name: &str) -> Result<(OwnedFd, u64), Error>
     Ok((fd, inode))
 }
 
-/// Runs `body` in a forked child and waits for it: what it does to its namespaces and privileges ends with it. The
-/// child has one thread, whatever its parent has; its exit status is what `body` returns, 101 if that panics.
-///
-/// For what can only be found out by doing it. In a parent with threads the C library must keep `malloc` usable in
-/// the child, as glibc does.
-pub fn in_child(body: impl FnOnce() -> u8) -> Result<ExitStatus, Error> {
-    // SAFETY: the child runs `body` and ends without returning; glibc lets it allocate.
-    let pid = match unsafe { libc::fork() } {
-        -1 => return Err(Error::last("fork()")),
-        0 => {
-            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
-            // SAFETY: ends the child at once; nothing of the parent's is flushed twice.
-            unsafe { libc::_exit(status.into()) }
-        }
-        pid => pid,
-    };
-    let mut status = 0;
-    loop {
-        // SAFETY: the kernel writes one int.
-        match unsafe { libc::waitpid(pid, &raw mut status, 0) } {
-            -1 if Errno::last() == Errno::EINTR => {}
-            -1 => return Err(Error::last(format!("waitpid({pid})"))),
-            _ => return Ok(ExitStatus::from_raw(status)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::process::{Ended, in_child};
 
     fn own() -> NamespaceIds {
         Namespaces::of(&PathFd::open_directory(Path::new("/proc/self")).unwrap()).unwrap().ids()
@@ -157,7 +128,7 @@ mod tests {
     fn counts_threads() {
         let before = thread_count().unwrap();
         assert!(before >= 1);
-        assert_eq!(in_child(|| u8::from(thread_count().unwrap() == 1)).unwrap().code(), Some(1));
+        assert_eq!(in_child(|| u8::from(thread_count().unwrap() == 1)).unwrap(), Ended::Exited(1));
     }
 
     #[test]
@@ -173,7 +144,7 @@ mod tests {
             assert_eq!(std::fs::read_to_string("/proc/self/setgroups").unwrap(), "deny\n");
             u8::from(inside.user != outside.user && inside.mount != outside.mount)
         });
-        assert_eq!(status.unwrap().code(), Some(1));
+        assert_eq!(status.unwrap(), Ended::Exited(1));
         assert_eq!(own(), outside);
     }
 

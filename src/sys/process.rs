@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "fork, close_range, dup2 and prctl have no safe wrapper")]
 
 use std::io::{PipeReader, PipeWriter};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
@@ -62,6 +62,21 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Runs `body` in a forked child and waits for it: what it does to its namespaces and privileges ends with it. The
+/// child has one thread, whatever its parent has; its exit status is what `body` returns, 101 if that panics.
+///
+/// For what can only be found out by doing it. In a parent with threads the C library must keep `malloc` usable in
+/// the child, as glibc does.
+pub fn in_child(body: impl FnOnce() -> u8) -> Result<Ended, Error> {
+    match fork()? {
+        Fork::Child => {
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            exit_now(status.into())
+        }
+        Fork::Parent(child) => wait(child),
+    }
+}
+
 /// Wrapper for `setsid(2)`: away from the terminal and from signals to the caller's process group.
 pub fn new_session() -> Result<(), Error> {
     nix::unistd::setsid().map(drop).map_err(|errno| Error::new("setsid()", errno))
@@ -70,6 +85,48 @@ pub fn new_session() -> Result<(), Error> {
 /// A pipe whose ends close on exec.
 pub fn pipe() -> Result<(PipeReader, PipeWriter), Error> {
     std::io::pipe().map_err(|error| Error::from_io("pipe2(CLOEXEC)", &error))
+}
+
+/// What [`look_at`] saw of a pipe's other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PipeState {
+    /// Bytes are there to be read.
+    pub has_bytes: bool,
+    /// No writer is left.
+    pub is_closed: bool,
+}
+
+/// What to wait for at the reading end of a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PipeEvent {
+    /// Bytes, or the end of all writers.
+    Bytes,
+    /// The end of all writers.
+    Closed,
+}
+
+/// Wrapper for `poll(2)`: waits for `event`, takes nothing out of the pipe, and says how it is then.
+pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let wanted = match event {
+        PipeEvent::Bytes => PollFlags::POLLIN,
+        PipeEvent::Closed => PollFlags::empty(),
+    };
+    loop {
+        let mut polled = [PollFd::new(pipe.as_fd(), wanted)];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) => {
+                let [polled] = polled;
+                let seen = polled.revents().unwrap_or(PollFlags::empty());
+                return Ok(PipeState {
+                    has_bytes: seen.contains(PollFlags::POLLIN),
+                    is_closed: seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR),
+                });
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new("poll(pipe)", errno)),
+        }
+    }
 }
 
 /// Sets the name that `ps` and `top` show, at most 15 bytes.
@@ -89,15 +146,18 @@ pub fn set_undumpable() -> Result<(), Error> {
     }
 }
 
-/// Lets at most `arenas` heaps come to be for threads: blocks that one thread frees are then used by the others.
-pub fn limit_heaps(arenas: i32) {
+/// Makes the heap that of a server: at most `arenas` heaps for threads, so that blocks that one thread frees are used by
+/// the others, which grow by `step` bytes at a time and take blocks of up to `step` bytes.
+pub fn shape_heaps(arenas: i32, step: i32) {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes numbers only and is called before the process has threads.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, arenas);
+        libc::mallopt(libc::M_TOP_PAD, step);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, step);
     }
     #[cfg(not(target_env = "gnu"))]
-    let _ = arenas;
+    let _ = (arenas, step);
 }
 
 /// Makes `/dev/null` of standard input, output and error.
@@ -187,6 +247,22 @@ mod tests {
             }
             Fork::Parent(pid) => assert_eq!(wait(pid), Ok(Ended::Exited(0))),
         }
+    }
+
+    #[test]
+    fn looking_at_a_pipe_takes_nothing_out_of_it() {
+        use std::io::Write as _;
+        let (reader, mut writer) = pipe().expect("pipe");
+        writer.write_all(b"x").expect("write");
+        for _ in 0..2 {
+            let seen = look_at(&reader, PipeEvent::Bytes).expect("poll");
+            assert_eq!(seen, PipeState { has_bytes: true, is_closed: false });
+        }
+        drop(writer);
+        let closed = look_at(&reader, PipeEvent::Closed).expect("poll");
+        assert!(closed.is_closed);
+        let seen = look_at(&reader, PipeEvent::Bytes).expect("poll");
+        assert_eq!(seen, PipeState { has_bytes: true, is_closed: true });
     }
 
     #[test]

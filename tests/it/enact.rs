@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use hpcrun::launch::plan::{LaunchPlan, ShareKey};
 use hpcrun::mount::graft::Grafts;
 use hpcrun::mount::plan::{Access, MountPlan, Need, Op, PlannedOp, Reason, RootSource};
 use hpcrun::squashfs::reader::{Filesystem, ReaderOptions};
-use hpcrun::sys::namespace::in_child;
+use hpcrun::sys::process::{Ended, in_child};
 use serde::{Deserialize, Serialize};
 
 use crate::support;
@@ -169,8 +169,10 @@ fn driver() {
             eprintln!("{}", report(&error));
             error.exit_status()
         });
-        let status = status.unwrap();
-        last = status.code().unwrap_or_else(|| 128 + status.signal().unwrap());
+        last = match status.unwrap() {
+            Ended::Exited(status) => status,
+            Ended::Killed(signal) => 128 + signal,
+        };
         eprintln!("status {last}");
     }
     // The harness would say "ok".

@@ -711,6 +711,10 @@ fn helpers_hold_only_what_they_need() {
             .expect("descriptors")
             .filter_map(|fd| fs::read_link(fd.expect("entry").path()).ok())
             .collect();
+        // The keeper keeps its end of the launcher's pipe, which tells servers to come that there is a mount.
+        if name == "hpcrun-keeper" {
+            held.retain(|held| !held.to_string_lossy().starts_with("pipe:"));
+        }
         held.sort();
         let null = PathBuf::from("/dev/null");
         assert_eq!(

@@ -569,3 +569,49 @@ fn a_policy_with_a_mistake_stops_the_launch() {
     let output = run(exec(&[], &["true"]).env("HPCRUN_POLICY", "/no/such/policy.toml"));
     assert_fails(&output, 125, &["HPCRUN_POLICY names /no/such/policy.toml, which does not exist"]);
 }
+
+/// What a launch of `true` costs by strace's account: system calls of the launcher up to the job, and requests that
+/// the image server answers.
+fn cost(options: &[&str]) -> (usize, usize) {
+    let directory = scratch();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let record = directory.path().join("calls");
+    let mut traced = as_user("strace");
+    traced
+        .args(["-f", "-o"])
+        .arg(&record)
+        .arg(binary())
+        .arg("exec")
+        .args(options)
+        .arg(image())
+        .arg("/bin/true");
+    stdout(&mut traced);
+    let record = text(&fs::read(&record).expect("strace's record"));
+    let launcher = record.split_whitespace().next().expect("the first process").to_owned();
+    let is_launchers = |line: &&str| line.split_whitespace().next() == Some(launcher.as_str());
+    let is_call = |line: &&str| line.contains('(') && !line.contains("resumed>");
+    let is_job = |line: &&str| line.contains("execve(\"/bin/true\"");
+    let calls = record.lines().filter(is_launchers).filter(is_call).take_while(|line| !is_job(line)).count();
+    let answers = record.lines().filter(|line| line.contains("writev(") && !is_launchers(line)).count();
+    assert!(record.lines().any(|line| is_job(&line)), "{record}");
+    (calls, answers)
+}
+
+/// These figures are of no machine: a launch that costs more has to say why.
+#[test]
+fn a_launch_is_few_system_calls_and_few_requests() {
+    let (calls, answers) = cost(&[]);
+    assert!((100..450).contains(&calls), "{calls} system calls");
+    assert!((5..60).contains(&answers), "{answers} answers");
+}
+
+#[test]
+fn a_job_has_the_affinity_that_it_was_started_with() {
+    let list = |command: &mut Command| stdout(command);
+    let host = list(as_user("grep").args(["Cpus_allowed_list", "/proc/self/status"]));
+    assert_eq!(list(&mut exec(&[], &["grep", "Cpus_allowed_list", "/proc/self/status"])), host);
+    let mut bound = as_user("taskset");
+    bound.args(["-c", "0"]).arg(binary()).arg("exec").arg(image());
+    let bound = list(bound.args(["grep", "Cpus_allowed_list", "/proc/self/status"]));
+    assert_eq!(bound, "Cpus_allowed_list:\t0\n");
+}

@@ -213,7 +213,7 @@ fn image() -> ImageFacts {
             b"root:x:0:0:root:/root:/bin/bash\nubuntu:x:1000:1000::/home/ubuntu:/bin/bash\n".to_vec(),
         ),
         group: Some(b"root:x:0:\n".to_vec()),
-        shells: vec!["/bin/bash".into(), "/bin/sh".into()],
+        shell: Some("/bin/bash".into()),
     }
 }
 

@@ -5,19 +5,19 @@
 //! also be asked to send it again.
 
 use std::ffi::CStr;
-use std::io::{IoSlice, PipeReader, Read};
+use std::io::PipeReader;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::AtEnd;
-use super::protocol::{self, Init, Operation, init};
-use super::session::{Agreed, Over, Session, Unanswered};
+use super::launch::Launch;
+use super::session::{Agreement, Over, Session, Unanswered};
 use super::tree::Tree;
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
-use crate::sys::fuse::{Device, REQUEST_BYTES, RequestSlots};
+use crate::sys::fuse::{Device, RequestSlots};
 use crate::sys::process::{self, Ended, Fork};
 use crate::sys::{self, affinity, signal};
 
@@ -40,6 +40,8 @@ const UNMOUNTED: i32 = 0;
 const FAILED: i32 = 1;
 /// Heaps for the server's threads to share, so that memory one of them frees serves the others.
 const HEAPS: i32 = 2;
+/// Bytes by which they grow: a block of 128 KiB and more in a system call less.
+const HEAP_STEP: i32 = 1 << 20;
 
 /// All that keeper and server need.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub(super) struct Service {
     pub(super) threads: usize,
     /// INIT flags that are not to be used although the kernel offers them.
     pub(super) masked: u64,
+    /// Where the launcher is.
+    pub(super) cpu: Option<usize>,
     pub(super) at_end: AtEnd,
 }
 
@@ -64,30 +68,25 @@ pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
     process::exit_now(status)
 }
 
-fn keep(service: Service, mut ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { image, grafts, fuse, threads, masked, at_end: _ } = service;
+fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
+    let Service { image, grafts, fuse, threads, masked, cpu, at_end: _ } = service;
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
     become_helper(&[device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()])?;
     let slots = RequestSlots::new(threads)?;
-    if ready.read_exact(&mut [0]).is_err() {
-        return Ok(());
-    }
-    drop(ready);
-    let agreed = match agree(&device, masked) {
-        Ok(agreed) => agreed,
-        Err(Errno::ENODEV) => return Ok(()),
-        Err(errno) => return Err(sys::Error::new("read(/dev/fuse)", errno)),
-    };
+    let agreement = Agreement::new(slots.word(), masked);
+    let launch = Launch::new(ready, cpu);
     let mut record = Record::default();
+    // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
     loop {
         let born = Instant::now();
         match fork_patiently()? {
             Fork::Child => {
                 process::set_name(SERVER_NAME);
-                process::limit_heaps(HEAPS);
+                process::shape_heaps(HEAPS, HEAP_STEP);
                 std::panic::set_hook(Box::new(|_| {}));
-                Session::new(tree, device, agreed, record.unanswered()).run(slots.into_slots(), end_server)
+                let session = Session::new(tree, device, agreement, record.unanswered());
+                session.run(slots.into_slots(), launch, end_server)
             }
             Fork::Parent(server) => match process::wait(server)? {
                 Ended::Exited(UNMOUNTED) => return Ok(()),
@@ -133,35 +132,6 @@ fn become_helper(keep: &[i32]) -> Result<(), sys::Error> {
     // A binding that stays makes the server slower, not wrong.
     let _ = affinity::reset();
     Ok(())
-}
-
-/// Answers INIT, which the kernel sends first and once.
-fn agree(device: &Device, masked: u64) -> Result<Agreed, Errno> {
-    let mut buffer = vec![0; REQUEST_BYTES];
-    loop {
-        let length = match device.read(&mut buffer) {
-            Ok(length) => length,
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => continue,
-            Err(errno) => return Err(errno),
-        };
-        let Some((header, operation)) = protocol::parse(buffer.get(..length).unwrap_or_default()) else {
-            return Err(Errno::EPROTO);
-        };
-        let Operation::Init(kernel) = operation else { return Err(Errno::EPROTO) };
-        if kernel.major < protocol::MAJOR {
-            return Err(Errno::EPROTO);
-        }
-        let accepted = kernel.flags & init::WANTED & !masked;
-        let mut reply = Vec::new();
-        protocol::put_header(&mut reply, 0, header.unique);
-        // A kernel of a later major version repeats INIT with ours after this reply.
-        protocol::put_init(&mut reply, &Init { ..kernel }, accepted);
-        protocol::finish_header(&mut reply, 0);
-        device.write(&[IoSlice::new(&reply)])?;
-        if kernel.major == protocol::MAJOR {
-            return Ok(Agreed { flags: accepted });
-        }
-    }
 }
 
 /// How servers have ended of late.

@@ -3,13 +3,14 @@
 //! ```text
 //! launcher --fork--> intermediate --fork--> keeper --fork--> server (threads)
 //!     |                  exits                 |                 |
-//!     mount(2), mounted()              answers INIT, waits   LOOKUP, READ, ... until the last process that
-//!     exec of the job                  for the server's end  sees the mount is gone
+//!     mount(2), mounted()              waits for the         LOOKUP, READ, ... until the last process that
+//!     exec of the job                  server's end          sees the mount is gone
 //! ```
 //!
 //! `docs/image-server.md` tells the whole story.
 
 mod keeper;
+mod launch;
 mod prefetch;
 mod protocol;
 mod session;
@@ -25,6 +26,7 @@ use nix::mount::MsFlags;
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys;
+use crate::sys::affinity::{self, Affinity};
 use crate::sys::process::{self, Ended, Fork};
 
 /// Flags to mount the image with. Device nodes and set-id bits of an image are never honoured.
@@ -68,13 +70,52 @@ impl std::fmt::Debug for AtEnd {
 #[derive(Debug)]
 pub struct Waiting {
     ready: PipeWriter,
+    /// The child that forks the keeper.
+    intermediate: i32,
+    /// Where the server expects the caller.
+    cpu: Option<usize>,
 }
 
 impl Waiting {
     /// Tells the server that `mount(2)` with its /dev/fuse fd has succeeded: it begins to serve.
     /// Dropping a `Waiting` instead makes keeper and server exit at once.
-    pub fn mounted(mut self) -> Result<(), sys::Error> {
-        self.ready.write_all(&[1]).map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))
+    ///
+    /// The caller is on one CPU with the server until it drops what this gives; exec drops it too, but for the CPU.
+    pub fn mounted(mut self) -> Result<Launching, sys::Error> {
+        // Whether there is a keeper must be known before anybody looks at the mount, and would wait for it for ever.
+        reap(self.intermediate)?;
+        let told = self.ready.write_all(&[1]);
+        told.map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))?;
+        Ok(Launching { _ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
+    }
+}
+
+/// A launch under way: one thread serves, on the caller's CPU. When it is dropped, all serve everybody.
+#[derive(Debug)]
+pub struct Launching {
+    _ready: PipeWriter,
+    _stay: Option<Stay>,
+}
+
+/// Keeps the calling thread on one CPU until it is dropped.
+#[derive(Debug)]
+struct Stay {
+    before: Affinity,
+}
+
+impl Stay {
+    /// None where the kernel does not let a thread choose: the launch is slower then, not wrong.
+    fn on(cpu: usize) -> Option<Stay> {
+        let before = Affinity::of_caller().ok()?;
+        affinity::pin(cpu).ok()?;
+        Some(Stay { before })
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // What could be changed can be changed back.
+        let _ = self.before.restore();
     }
 }
 
@@ -88,7 +129,7 @@ pub fn mount_data(fuse: BorrowedFd<'_>, uid: u32, gid: u32) -> String {
     format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other")
 }
 
-/// Forks the keeper (twice, so that the caller has no child), which answers INIT and forks the server.
+/// Forks the keeper (twice, so that the caller has no child once it is [`Waiting::mounted`]), which forks the server.
 ///
 /// Call while single-threaded, in the new user namespace and before the new mount namespace; `fuse` was opened in that
 /// user namespace. The caller keeps its own copy of the fd for `mount(2)` and closes it afterwards.
@@ -134,7 +175,8 @@ fn start_service(
 ) -> Result<Waiting, sys::Error> {
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
-    let service = keeper::Service { image, grafts, fuse, threads, masked, at_end };
+    let cpu = affinity::current_cpu().filter(|_| threads > 1);
+    let service = keeper::Service { image, grafts, fuse, threads, masked, cpu, at_end };
     let (keeper_end, ready) = process::pipe()?;
     match process::fork()? {
         Fork::Child => {
@@ -143,14 +185,19 @@ fn start_service(
             let forked = catch_unwind(AssertUnwindSafe(|| detach(service, keeper_end)));
             process::exit_now(forked.unwrap_or(Errno::EFAULT as i32))
         }
-        Fork::Parent(child) => match process::wait(child) {
-            Ok(Ended::Exited(0)) => Ok(Waiting { ready }),
-            Ok(Ended::Exited(errno)) => Err(sys::Error::new("fork(keeper)", Errno::from_raw(errno))),
-            Ok(Ended::Killed(_)) => Err(sys::Error::new("fork(keeper)", Errno::EINTR)),
-            // The caller's parent had children ignored, and exec keeps that: the kernel reaped the child itself.
-            Err(error) if error.errno == Errno::ECHILD => Ok(Waiting { ready }),
-            Err(error) => Err(error),
-        },
+        Fork::Parent(intermediate) => Ok(Waiting { ready, intermediate, cpu }),
+    }
+}
+
+/// Waits for the child that forked the keeper, and says whether it could.
+fn reap(intermediate: i32) -> Result<(), sys::Error> {
+    match process::wait(intermediate) {
+        Ok(Ended::Exited(0)) => Ok(()),
+        Ok(Ended::Exited(errno)) => Err(sys::Error::new("fork(keeper)", Errno::from_raw(errno))),
+        Ok(Ended::Killed(_)) => Err(sys::Error::new("fork(keeper)", Errno::EINTR)),
+        // The caller's parent had children ignored, and exec keeps that: the kernel reaped the child itself.
+        Err(error) if error.errno == Errno::ECHILD => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

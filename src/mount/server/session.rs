@@ -4,37 +4,54 @@ use std::io::IoSlice;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
+use super::launch::Launch;
 use super::prefetch::Prefetcher;
-use super::protocol::{self, Header, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
+use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
 use super::tree::{Node, Offer, Tree};
 use crate::mount::graft::{self, NodeKind};
 use crate::squashfs::reader::{FileLayout, InodeKind, Piece};
+use crate::sys::affinity;
 use crate::sys::fuse::{Device, RequestSlot};
 
 /// Stack of a serving thread, bytes: the codecs keep their state on the heap.
 const STACK_BYTES: usize = 512 << 10;
 /// Threads that decompress ahead, at most.
 const PREFETCH_THREADS: usize = 4;
-/// Bytes of zeros from which holes are answered.
-const ZEROS_BYTES: usize = 64 << 10;
+/// From which holes are answered.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Longest listing sent at a time, bytes.
 const LISTING_BYTES: usize = 256 << 10;
 /// Longest link target the kernel takes, bytes (`PATH_MAX` less the NUL).
 const TARGET_MAX: usize = 4095;
 
-/// What was agreed with the kernel at INIT.
+/// What was agreed with the kernel at INIT, which it sends first and once: known to every later server.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Agreed {
-    /// See [`init`].
-    pub(super) flags: u64,
+pub(super) struct Agreement {
+    /// See [`init`]; 0 before INIT.
+    flags: &'static AtomicU64,
+    /// Flags not to be used although the kernel offers them.
+    masked: u64,
 }
 
-impl Agreed {
+impl Agreement {
+    /// `flags` is memory that all servers share, 0 at first.
+    pub(super) fn new(flags: &'static AtomicU64, masked: u64) -> Agreement {
+        Agreement { flags, masked }
+    }
+
     fn has(self, flag: u64) -> bool {
-        self.flags & flag != 0
+        self.flags.load(Ordering::Relaxed) & flag != 0
+    }
+
+    /// Takes what is wanted of what the kernel offers.
+    fn agree(self, offered: u64) -> u64 {
+        let accepted = offered & init::WANTED & !self.masked;
+        self.flags.store(accepted, Ordering::Relaxed);
+        accepted
     }
 }
 
@@ -62,9 +79,8 @@ pub(super) struct Session {
     tree: Tree,
     prefetcher: Prefetcher,
     device: Device,
-    agreed: Agreed,
+    agreement: Agreement,
     unanswered: Unanswered,
-    zeros: Vec<u8>,
 }
 
 /// The reply under construction; one a thread, used again and again.
@@ -77,32 +93,40 @@ struct Reply {
 }
 
 impl Session {
-    pub(super) fn new(tree: Tree, device: Device, agreed: Agreed, unanswered: Unanswered) -> Session {
+    pub(super) fn new(tree: Tree, device: Device, agreement: Agreement, unanswered: Unanswered) -> Session {
         let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
-        Session { tree, prefetcher, device, agreed, unanswered, zeros: vec![0; ZEROS_BYTES] }
+        Session { tree, prefetcher, device, agreement, unanswered }
     }
 
     /// Serves until the file system is unmounted, on one thread for each slot. What a predecessor left unanswered
     /// comes first: from its slots, then through the kernel where it can send again.
-    pub(super) fn run(self, slots: Vec<RequestSlot>, ended: fn(Over) -> !) -> ! {
+    ///
+    /// Until the launch is over one thread serves, on the launcher's CPU: its requests come one by one.
+    pub(super) fn run(self, slots: Vec<RequestSlot>, launch: Launch, ended: fn(Over) -> !) -> ! {
         let mut reply = Reply::default();
         for request in slots.iter().filter_map(RequestSlot::unanswered) {
             self.answer(request, true, &mut reply);
         }
-        if self.agreed.has(init::HAS_RESEND) {
+        if self.agreement.has(init::HAS_RESEND) {
             self.ask_to_resend();
         }
         let session = Arc::new(self);
-        for _ in 0..slots.len().min(PREFETCH_THREADS) {
-            let session = Arc::clone(&session);
-            spawn(move || session.prefetcher.work(&session.tree));
-        }
         let mut slots = slots.into_iter();
         let own = slots.next();
-        for slot in slots {
-            let session = Arc::clone(&session);
-            spawn(move || ended(session.serve_to_the_end(slot)));
+        let helper = Helper {
+            session: Arc::clone(&session),
+            launch: launch.clone(),
+            slots: slots.collect(),
+            first: affinity::thread_id(),
+            ended,
+        };
+        if spawn(move || helper.run()) {
+            launch.join_cpu();
         }
+        if !launch.is_mounted() {
+            ended(Over::Unmounted);
+        }
+        drop(launch);
         ended(own.map_or(Over::Failed, |slot| session.serve_to_the_end(slot)))
     }
 
@@ -179,7 +203,7 @@ impl Session {
                 Piece::Zero(length) => {
                     let mut left = *length;
                     while left > 0 {
-                        let zeros = self.zeros.get(..left).unwrap_or(&self.zeros);
+                        let zeros = ZEROS.get(..left).unwrap_or(&ZEROS);
                         parts.push(IoSlice::new(zeros));
                         left -= zeros.len();
                     }
@@ -211,8 +235,8 @@ impl Session {
             Operation::GetXattr { name, size } => self.xattr(node()?, name, size, reply),
             Operation::ListXattr { size } => self.list_xattrs(node()?, size, reply),
             Operation::StatFs => self.statfs(reply),
-            Operation::Open if self.agreed.has(init::NO_OPEN_SUPPORT) => Err(Errno::ENOSYS),
-            Operation::OpenDir if self.agreed.has(init::NO_OPENDIR_SUPPORT) => Err(Errno::ENOSYS),
+            Operation::Open if self.agreement.has(init::NO_OPEN_SUPPORT) => Err(Errno::ENOSYS),
+            Operation::OpenDir if self.agreement.has(init::NO_OPENDIR_SUPPORT) => Err(Errno::ENOSYS),
             Operation::Open => {
                 protocol::put_open(&mut reply.bytes, false);
                 Ok(())
@@ -223,8 +247,18 @@ impl Session {
             }
             Operation::Done | Operation::Silent => Ok(()),
             Operation::Change => Err(Errno::EROFS),
-            Operation::Init(_) | Operation::Unsupported => Err(Errno::ENOSYS),
+            Operation::Init(kernel) => self.initialise(&kernel, reply),
+            Operation::Unsupported => Err(Errno::ENOSYS),
         }
+    }
+
+    /// A kernel of a later major version sends INIT again after this reply, with ours.
+    fn initialise(&self, kernel: &Init, reply: &mut Reply) -> Result<(), Errno> {
+        if kernel.major < protocol::MAJOR {
+            return Err(Errno::EPROTO);
+        }
+        protocol::put_init(&mut reply.bytes, kernel, self.agreement.agree(kernel.flags));
+        Ok(())
     }
 
     fn look_up(&self, directory: Node<'_>, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
@@ -312,6 +346,34 @@ impl Session {
     }
 }
 
+/// Starts all threads but the first, which begins to serve meanwhile.
+struct Helper {
+    session: Arc<Session>,
+    launch: Launch,
+    /// Of the other serving threads.
+    slots: Vec<RequestSlot>,
+    /// The first thread.
+    first: i32,
+    ended: fn(Over) -> !,
+}
+
+impl Helper {
+    fn run(self) {
+        let Helper { session, launch, slots, first, ended } = self;
+        for _ in 0..slots.len().saturating_add(1).min(PREFETCH_THREADS) {
+            let session = Arc::clone(&session);
+            spawn(move || session.prefetcher.work(&session.tree));
+        }
+        launch.wait_for_end();
+        drop(launch);
+        let _ = affinity::reset_thread(first);
+        for slot in slots {
+            let session = Arc::clone(&session);
+            spawn(move || ended(session.serve_to_the_end(slot)));
+        }
+    }
+}
+
 fn file_layout(kind: InodeKind) -> Result<FileLayout, Errno> {
     match kind {
         InodeKind::File(layout) => Ok(layout),
@@ -339,7 +401,7 @@ fn put_sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Starts a thread, or does without: a process limit must not end the service.
-fn spawn(work: impl FnOnce() + Send + 'static) {
-    let _ = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work);
+/// Starts a thread, or does without: a process limit must not end the service. Says which.
+fn spawn(work: impl FnOnce() + Send + 'static) -> bool {
+    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).is_ok()
 }

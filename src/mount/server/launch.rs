@@ -1,0 +1,44 @@
+//! The launch as the server sees it: mounted or not, over or not, and on which CPU.
+//!
+//! All of it is in the state of one pipe whose other end the launcher holds, and nothing is taken out of it: so that a
+//! server born later sees what its predecessors saw.
+
+use std::io::PipeReader;
+use std::sync::Arc;
+
+use crate::sys::affinity;
+use crate::sys::process::{self, PipeEvent};
+
+/// The launcher's pipe.
+#[derive(Debug, Clone)]
+pub(super) struct Launch {
+    pipe: Arc<PipeReader>,
+    /// Where the launcher stays until the launch is over.
+    cpu: Option<usize>,
+}
+
+impl Launch {
+    pub(super) fn new(pipe: PipeReader, cpu: Option<usize>) -> Launch {
+        Launch { pipe: Arc::new(pipe), cpu }
+    }
+
+    /// Waits for `mount(2)`; false if the launcher has gone before.
+    pub(super) fn is_mounted(&self) -> bool {
+        process::look_at(&self.pipe, PipeEvent::Bytes).is_ok_and(|seen| seen.has_bytes)
+    }
+
+    /// Waits until the launcher has become the job, or has ended.
+    pub(super) fn wait_for_end(&self) {
+        // A pipe that cannot be waited for keeps nobody waiting.
+        let _ = process::look_at(&self.pipe, PipeEvent::Closed);
+    }
+
+    /// Puts the calling thread on the launcher's CPU. A launch is a chain of short requests, of which each waits for
+    /// the one before: on one CPU a request is two switches, between two CPUs it is two times waking one up.
+    pub(super) fn join_cpu(&self) {
+        if let Some(cpu) = self.cpu {
+            // Elsewhere it is slower, not wrong.
+            let _ = affinity::pin(cpu);
+        }
+    }
+}
