@@ -12,7 +12,7 @@ const HEADER_BYTES: usize = 48;
 /// Bytes of an entry: flags, name, path, version of the system, hardware.
 const ENTRY_BYTES: usize = 24;
 
-/// The path of the library `name`: the first entry's, which is the one for the least processor. None if the cache
+/// The path of the library `name`: the last entry's, which is the one for any processor. None if the cache
 /// does not know it, or is no such cache.
 pub fn path_of<'a>(cache: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     if !cache.starts_with(MAGIC) {

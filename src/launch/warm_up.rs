@@ -63,12 +63,12 @@ impl Files {
         let depth = depth.checked_sub(1)?;
         if let Some(interpreter) = script_interpreter(&head) {
             self.add_program(Path::new(OsStr::from_bytes(interpreter)), depth);
-        } else if let Some(elf) = Header::parse(&head) {
-            if let Some(loader) = elf.interpreter(&head) {
-                self.0.extend(open(Path::new(OsStr::from_bytes(loader))));
-                let needed = elf.needed(&head, &|offset, length| read_at(&file, offset, length));
-                self.add_libraries(&needed);
-            }
+        } else if let Some(elf) = Header::parse(&head)
+            && let Some(loader) = elf.interpreter(&head)
+        {
+            self.0.extend(open(Path::new(OsStr::from_bytes(loader))));
+            let needed = elf.needed(&head, &|offset, length| read_at(&file, offset, length));
+            self.add_libraries(&needed);
         }
         self.0.push(file);
         Some(())
@@ -106,4 +106,56 @@ fn read_at(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
 fn whole(file: &File) -> Option<Vec<u8>> {
     let length = file.metadata().ok()?.len();
     if length > CACHE_MAX_BYTES { None } else { read_at(file, 0, usize::try_from(length).ok()?) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// The paths that were opened.
+    fn opened(program: &Path) -> Option<Vec<String>> {
+        let files = Files::of_program(program)?;
+        files.read_ahead();
+        let path = |file: &File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        Some(files.0.iter().map(|file| path(file).display().to_string()).collect())
+    }
+
+    #[test]
+    fn finds_loader_and_libraries() {
+        let opened = opened(Path::new("/proc/self/exe")).unwrap();
+        assert_eq!(opened.last(), Some(&std::env::current_exe().unwrap().display().to_string()));
+        if cfg!(target_env = "gnu") {
+            assert!(opened.iter().any(|path| path.contains("ld-linux")), "{opened:?}");
+            assert!(opened.iter().any(|path| path.contains("libc.so")), "{opened:?}");
+        }
+    }
+
+    #[test]
+    fn follows_interpreters_and_not_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script");
+        let shell = std::fs::canonicalize("/bin/sh").unwrap().display().to_string();
+        std::fs::write(&script, "#!/bin/sh -e\n").unwrap();
+        let found = opened(&script).unwrap();
+        assert!(found.contains(&shell) && found.contains(&script.display().to_string()), "{found:?}");
+        let own = directory.path().join("own");
+        std::fs::write(&own, format!("#!{}\n", own.display())).unwrap();
+        assert_eq!(opened(&own).unwrap().len(), DEPTH_MAX);
+    }
+
+    #[test]
+    fn leaves_out_what_is_no_regular_file() {
+        for path in ["/", "/dev/null", "/none", ""] {
+            assert_eq!(opened(Path::new(path)), None, "{path}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(opened(&fifo), None);
+        let empty = directory.path().join("empty");
+        File::create(&empty).unwrap();
+        assert_eq!(opened(&empty).unwrap().len(), 1);
+    }
 }

@@ -176,9 +176,13 @@ impl<V: Clone> Load<V> {
 }
 
 impl<V> Load<V> {
-    fn end(&self, outcome: Outcome<V>) {
-        *lock(&self.outcome) = outcome;
-        self.ended.notify_all();
+    /// Ends a load that is in no slot any more, so that nobody new begins to wait: waking costs a system call, which
+    /// is spared where nobody waits.
+    fn end(load: &Arc<Load<V>>, outcome: Outcome<V>) {
+        *lock(&load.outcome) = outcome;
+        if Arc::strong_count(load) > 1 {
+            load.ended.notify_all();
+        }
     }
 }
 
@@ -195,12 +199,12 @@ impl<K: Copy + Eq + Hash, V: Clone> Loader<'_, K, V> {
             Ok(loaded) => loaded,
             Err(error) => {
                 self.cache.shard(&self.key).slots.remove(&self.key);
-                self.load.end(Outcome::Failed(error.duplicate()));
+                Load::end(&self.load, Outcome::Failed(error.duplicate()));
                 return Err(error);
             }
         };
         self.cache.shard(&self.key).keep(self.key, value.clone(), bytes, self.cache.shard_budget);
-        self.load.end(Outcome::Loaded(value.clone()));
+        Load::end(&self.load, Outcome::Loaded(value.clone()));
         Ok(value)
     }
 }
@@ -211,7 +215,7 @@ impl<K: Copy + Eq + Hash, V: Clone> Drop for Loader<'_, K, V> {
             return;
         }
         self.cache.shard(&self.key).slots.remove(&self.key);
-        self.load.end(Outcome::Abandoned);
+        Load::end(&self.load, Outcome::Abandoned);
     }
 }
 
