@@ -19,9 +19,9 @@ pub fn path_of<'a>(cache: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         return None;
     }
     let count = number(cache, COUNT_AT)?;
-    let entries = cache.get(HEADER_BYTES..)?.chunks_exact(ENTRY_BYTES).take(count);
-    let found =
-        entries.filter(|entry| number(entry, 4).and_then(|at| string(cache, at)) == Some(name)).last()?;
+    let mut entries = cache.get(HEADER_BYTES..)?.chunks_exact(ENTRY_BYTES).take(count);
+    // Those for better processors come first.
+    let found = entries.rfind(|entry| number(entry, 4).and_then(|at| string(cache, at)) == Some(name))?;
     string(cache, number(found, 8)?)
 }
 
