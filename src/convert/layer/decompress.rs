@@ -28,8 +28,9 @@ impl Compression {
 
 /// Largest window of a Zstandard frame, as a power of two: 128 MiB, as `zstd -d` allows without being asked.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// Window that any frame may ask for, whatever the first one says: 8 MiB, what levels up to 19 use.
-const ZSTD_WINDOW_LOG_USUAL: u32 = 23;
+/// Window that any frame may ask for, whatever the first one says: 32 MiB, the most that makers of many frames use
+/// (zstd:chunked; the levels 20 to 22 of `zstd` make one frame, which tells).
+const ZSTD_WINDOW_LOG_USUAL: u32 = 25;
 
 /// Recognises the compression from a blob's first bytes (a header block of 512 is plenty). The error is the name of a
 /// compression that layers do not have.
@@ -197,17 +198,17 @@ mod tests {
                 .expect("in memory");
             encoder.finish().expect("in memory")
         };
-        for (log, expected) in [(10, 23), (20, 23), (23, 23), (24, 24), (27, 27)] {
+        for (log, expected) in [(10, 25), (23, 25), (25, 25), (26, 26), (27, 27)] {
             assert_eq!(window_log(&frame(log, None)), expected, "window 2^{log}");
         }
-        for size in [0, 255, 256, 65_535, 65_536, 70_000, 9 << 20] {
-            let expected = if size > 8 << 20 { 24 } else { 23 };
+        for size in [0, 255, 256, 65_535, 65_536, 70_000, 40 << 20] {
+            let expected = if size > 32 << 20 { 26 } else { 25 };
             assert_eq!(window_log(&frame(27, Some(size))), expected, "content of {size}");
         }
         assert_eq!(window_log(&skippable(b"toc")), 27);
         assert_eq!(window_log(b"\x28\xb5\x2f\xfd"), 27);
         // A later frame may not need more than the first, or than usual.
-        assert!(decode(&[frame(10, None), frame(23, None)].concat()).is_ok());
+        assert!(decode(&[frame(10, None), frame(25, None)].concat()).is_ok());
         assert!(decode(&[frame(26, None), frame(26, None)].concat()).is_ok());
         assert!(decode(&[frame(10, None), frame(26, None)].concat()).is_err());
     }

@@ -176,12 +176,21 @@ const REDIRECTS: &[Scenario] = &[
     }),
 ];
 
+/// As `--allow-foreign` does.
+fn allow(world: &mut World) {
+    world.options.allow_foreign = true;
+    world.options.registry.foreign_layers = true;
+}
+
 /// Gives the upper layer a place outside of the registry, which does not have it.
 fn foreign(world: &mut World, place: &str) -> Log {
+    elsewhere(world, place, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+}
+
+fn elsewhere(world: &mut World, place: &str, media_type: &str) -> Log {
     let mut manifest: Value = serde_json::from_slice(&world.image.manifest).unwrap();
     manifest["layers"][1]["urls"] = serde_json::json!([place]);
-    manifest["layers"][1]["mediaType"] =
-        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
+    manifest["layers"][1]["mediaType"] = media_type.into();
     world.image.manifest = manifest.to_string().into_bytes();
     let absent = Digest::of(&world.image.layers[1].blob);
     world.log_in();
@@ -193,13 +202,23 @@ fn foreign(world: &mut World, place: &str) -> Log {
 }
 
 const FOREIGN: &[Scenario] = &[
-    ("foreign layers are not fetched unasked", Refused("layers from outside are not allowed"), |world| {
+    ("foreign layers are not fetched unasked", Refused("is not to be distributed"), |world| {
         let (address, log) = world.stranger(|_, _| Reply::new(200));
         foreign(world, &format!("http://{address}/layer"));
         world.after(move || assert!(log.seen().is_empty()));
     }),
+    (
+        "a layer with a place outside is not fetched from there unasked",
+        Refused("layers from outside are not allowed"),
+        |world| {
+            let (address, log) = world.stranger(|_, _| Reply::new(200));
+            let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+            elsewhere(world, &format!("http://{address}/layer"), media_type);
+            world.after(move || assert!(log.seen().is_empty()));
+        },
+    ),
     ("foreign layers are fetched without a login", Pulled, |world| {
-        world.options.registry.foreign_layers = true;
+        allow(world);
         let blob = world.image.layers[1].blob.clone();
         let (address, _) = world.stranger(move |_, _| Reply::ok(blob.clone()));
         foreign(world, &format!("http://{address}/layer"));
@@ -208,20 +227,20 @@ const FOREIGN: &[Scenario] = &[
         "a foreign store that asks for a login gets none",
         Refused("answered 401 when asked for blob"),
         |world| {
-            world.options.registry.foreign_layers = true;
+            allow(world);
             let (address, _) = world.stranger(|_, _| basic());
             foreign(world, &format!("http://{address}/layer"));
         },
     ),
     ("a foreign store that sends something else", Refused("should be sha256:"), |world| {
-        world.options.registry.foreign_layers = true;
+        allow(world);
         let mut blob = world.image.layers[1].blob.clone();
         blob[4] ^= 1;
         let (address, _) = world.stranger(move |_, _| Reply::ok(blob.clone()));
         foreign(world, &format!("http://{address}/layer"));
     }),
     ("a foreign layer at a file", Refused("not a place on the network"), |world| {
-        world.options.registry.foreign_layers = true;
+        allow(world);
         foreign(world, "file:///etc/shadow");
     }),
 ];

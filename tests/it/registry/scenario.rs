@@ -211,7 +211,7 @@ fn whole(image: &Image) -> Vec<u8> {
         let layout = Layout::of(&scratch.path().join("layout"), image);
         let text = format!("oci:{}:v1", layout.0.display());
         let reference = SourceReference::parse(OsStr::new(&text), &Path::exists).unwrap();
-        let source = source::open(&reference, &options()).unwrap();
+        let source = source::open(&reference, &SourceOptions { allow_foreign: true, ..options() }).unwrap();
         write(&*source, &scratch.path().join("app.sqsh")).unwrap();
         std::fs::read(scratch.path().join("app.sqsh")).unwrap()
     };

@@ -125,16 +125,13 @@ impl Archive {
         if !metadata.is_file() {
             return Err(ArchiveError::NotRegular);
         }
+        let file = Arc::new(file);
         let mut start = Vec::new();
-        (&file).take(6).read_to_end(&mut start).map_err(ArchiveError::Read)?;
+        // By offset: a file that was written here is at its end.
+        Slice::new(&file, 0, metadata.len().min(6)).read_to_end(&mut start).map_err(ArchiveError::Read)?;
         let packing = Packing::of(&start);
-        let mut archive = Archive {
-            file: Arc::new(file),
-            length: metadata.len(),
-            packing,
-            members: HashMap::new(),
-            kept: HashMap::new(),
-        };
+        let mut archive =
+            Archive { file, length: metadata.len(), packing, members: HashMap::new(), kept: HashMap::new() };
         let Index { members, kept } = match packing {
             Packing::Plain => Index::read(archive.slice(0, archive.length), 0)?,
             _ => Index::read(archive.unpacked()?, KEPT_TOTAL_BYTES)?,
