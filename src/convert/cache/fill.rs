@@ -175,10 +175,15 @@ fn moved(copies: &[Copy], origin: Origin, position: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::squashfs::writer::Fingerprint;
 
     fn files(blocks: &[(Origin, u64, u32)]) -> Files {
         let file = |(number, (origin, position, size_word)): (usize, &(Origin, u64, u32))| {
-            let block = StoredBlock { position: *position, size_word: *size_word, digest: [0; 32] };
+            let block = StoredBlock {
+                position: *position,
+                size_word: *size_word,
+                fingerprint: Fingerprint::default(),
+            };
             let data = StoredData::Blocks(vec![StoredWord::Data(block)]);
             (u32::try_from(number).unwrap(), (*origin, StoredFile { size: 1, data }))
         };

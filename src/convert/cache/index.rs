@@ -11,14 +11,14 @@ use sha2::{Digest as _, Sha256};
 use super::entries::EntryReader;
 use super::wire::{Input, Output};
 use crate::squashfs::format::DATA_UNCOMPRESSED;
-use crate::squashfs::writer::{StoredBlock, StoredData, StoredFile, StoredFragment, StoredWord};
+use crate::squashfs::writer::{Fingerprint, StoredBlock, StoredData, StoredFile, StoredFragment, StoredWord};
 
 /// Begins the last bytes of a cached layer.
 const MAGIC: [u8; 16] = *b"hpcrun layer 1\r\n";
 /// Bytes of the footer: magic, index start, index length, SHA-256 of the index.
 const FOOTER: usize = 64;
 /// Bytes of a block's record.
-const BLOCK: usize = 48;
+const BLOCK: usize = 56;
 /// Longest index, bytes: 20 million entries.
 const INDEX_MAX: u64 = 2 << 30;
 
@@ -130,7 +130,9 @@ impl Index {
         let position = u64::from_le_bytes(input.array()?);
         let size_word = u32::from_le_bytes(input.array()?);
         let length = u32::from_le_bytes(input.array()?);
-        Some(StoredFragment { block: StoredBlock { position, size_word, digest: input.array()? }, length })
+        let checksum = u64::from_le_bytes(input.array()?);
+        let fingerprint = Fingerprint { checksum, digest: input.array()? };
+        Some(StoredFragment { block: StoredBlock { position, size_word, fingerprint }, length })
     }
 }
 
@@ -211,7 +213,8 @@ impl IndexWriter {
         self.blocks.extend(block.position.to_le_bytes());
         self.blocks.extend(block.size_word.to_le_bytes());
         self.blocks.extend(length.to_le_bytes());
-        self.blocks.extend(block.digest);
+        self.blocks.extend(block.fingerprint.checksum.to_le_bytes());
+        self.blocks.extend(block.fingerprint.digest);
         self.block_count += 1;
         self.block_count - 1
     }
@@ -285,7 +288,11 @@ mod tests {
     use super::*;
 
     fn block(number: u8) -> StoredBlock {
-        StoredBlock { position: u64::from(number) * 100, size_word: 100, digest: [number; 32] }
+        StoredBlock {
+            position: u64::from(number) * 100,
+            size_word: 100,
+            fingerprint: Fingerprint { digest: [number; 32], checksum: 7 },
+        }
     }
 
     /// An index of four files, and those files.

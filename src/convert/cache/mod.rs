@@ -1,7 +1,7 @@
 //! Layers as an earlier conversion left them: their entries, and their data already compressed.
 //!
 //! A layer is found by its diff ID and by everything that decides what its blocks look like. What is found is used only
-//! if nobody else could have written it and if its digests are right, down to each block; anything else is passed over
+//! if nobody else could have written it and if its checksums are right, down to each block; anything else is passed over
 //! and the layer is read from its source. The image file does not depend on what the cache had (`docs/layer-cache.md`).
 
 mod directory;

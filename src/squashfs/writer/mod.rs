@@ -39,7 +39,7 @@ pub use crate::squashfs::writer::error::{
     EntryError, FILE_BLOCKS_MAX, SYMLINK_MAX, WriteError, XATTR_NAME_MAX, XATTR_VALUE_MAX,
 };
 pub use crate::squashfs::writer::stored::{
-    BlockSource, StoredBlock, StoredData, StoredFile, StoredFragment, StoredWord,
+    BlockSource, Fingerprint, StoredBlock, StoredData, StoredFile, StoredFragment, StoredWord,
 };
 pub use crate::squashfs::writer::xattr::can_hold_xattr;
 

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::squashfs::writer::WriteError;
 use crate::squashfs::writer::pipeline::{Block, Packed, Role, Shared};
 use crate::squashfs::writer::sink::Sink;
-use crate::squashfs::writer::stored::{StoredBlock, StoredFragment, StoredWord};
+use crate::squashfs::writer::stored::{Fingerprint, StoredBlock, StoredFragment, StoredWord};
 
 /// In [`Layout::words`]: the other bits count holes. Sizes of blocks never reach this bit.
 const HOLES: u32 = 1 << 31;
@@ -53,9 +53,9 @@ pub(super) struct Layout {
 #[derive(Debug, Default)]
 struct Record {
     /// Of each of [`Layout::words`]; of no meaning for holes.
-    words: Vec<[u8; 32]>,
+    words: Vec<Fingerprint>,
     /// Of each fragment block, with its length before compression.
-    fragments: Vec<([u8; 32], u32)>,
+    fragments: Vec<(Fingerprint, u32)>,
 }
 
 impl Layout {
@@ -71,27 +71,27 @@ impl Layout {
         })
     }
 
-    /// The blocks of a run with their digests; none if those were not recorded.
+    /// The blocks of a run with their fingerprints; none if those were not recorded.
     pub(super) fn stored_words(&self, run: Run) -> Option<Vec<StoredWord>> {
-        let digests = self.record.as_ref()?.words.get(run.first_word..)?;
+        let fingerprints = self.record.as_ref()?.words.get(run.first_word..)?;
         let mut position = run.start;
-        let word = |(word, digest): (BlockWords, &[u8; 32])| match word {
+        let word = |(word, fingerprint): (BlockWords, &Fingerprint)| match word {
             BlockWords::Holes(count) => StoredWord::Holes(count),
             BlockWords::Data(size_word) => {
-                let block = StoredBlock { position, size_word, digest: *digest };
+                let block = StoredBlock { position, size_word, fingerprint: *fingerprint };
                 position += u64::from(block.size());
                 StoredWord::Data(block)
             }
         };
-        Some(self.block_list(run).zip(digests).map(word).collect())
+        Some(self.block_list(run).zip(fingerprints).map(word).collect())
     }
 
-    /// A fragment block with its digest; none if that was not recorded.
+    /// A fragment block with its fingerprint; none if that was not recorded.
     pub(super) fn stored_fragment(&self, index: u32) -> Option<StoredFragment> {
         let index = usize::try_from(index).ok()?;
         let (position, size_word) = *self.fragments.get(index)?;
-        let (digest, length) = *self.record.as_ref()?.fragments.get(index)?;
-        Some(StoredFragment { block: StoredBlock { position, size_word, digest }, length })
+        let (fingerprint, length) = *self.record.as_ref()?.fragments.get(index)?;
+        Some(StoredFragment { block: StoredBlock { position, size_word, fingerprint }, length })
     }
 }
 
@@ -153,7 +153,7 @@ impl Output {
             Role::Fragment { length } => {
                 self.layout.fragments.push((self.sink.position(), packed.size_word));
                 if let Some(record) = &mut self.layout.record {
-                    record.fragments.push((packed.digest.unwrap_or_default(), length));
+                    record.fragments.push((packed.fingerprint.unwrap_or_default(), length));
                 }
                 self.sink.append(packed.block.filled())?;
             }
@@ -178,9 +178,9 @@ impl Output {
             });
         }
         self.push_holes(holes_before);
-        self.push_word(packed.size_word, packed.digest);
-        if let (Some(open), Some(digest)) = (&mut self.open, packed.digest) {
-            open.digest.update(digest);
+        self.push_word(packed.size_word, packed.fingerprint);
+        if let (Some(open), Some(fingerprint)) = (&mut self.open, packed.fingerprint) {
+            open.digest.update(fingerprint.digest);
         }
         self.sink.append(packed.block.filled())
     }
@@ -191,10 +191,10 @@ impl Output {
         }
     }
 
-    fn push_word(&mut self, word: u32, digest: Option<[u8; 32]>) {
+    fn push_word(&mut self, word: u32, fingerprint: Option<Fingerprint>) {
         self.layout.words.push(word);
         if let Some(record) = &mut self.layout.record {
-            record.words.push(digest.unwrap_or_default());
+            record.words.push(fingerprint.unwrap_or_default());
         }
         if let Some(open) = &mut self.open {
             open.digest.update(word.to_le_bytes());

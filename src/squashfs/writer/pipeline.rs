@@ -13,13 +13,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use sha2::{Digest, Sha256};
 
 use crate::squashfs::compress::Compressor;
 use crate::squashfs::format::DATA_UNCOMPRESSED;
 use crate::squashfs::writer::output::{Layout, Output};
 use crate::squashfs::writer::sink::Sink;
-use crate::squashfs::writer::stored::{BlockSource, Gatherer, Slice, StoredBlock};
+use crate::squashfs::writer::stored::{BlockSource, Fingerprint, Gatherer, Slice, StoredBlock};
 use crate::squashfs::writer::{WriteError, WriterOptions};
 
 /// Upper bound of the pool with many threads and large blocks, bytes.
@@ -118,8 +117,8 @@ pub(super) struct Packed {
     pub(super) block: Block,
     /// Size with the flag for an uncompressed block, as in block lists and the fragment table.
     pub(super) size_word: u32,
-    /// SHA-256 of the stored bytes; of fragment blocks only when the layout is recorded.
-    pub(super) digest: Option<[u8; 32]>,
+    /// Of the stored bytes; of fragment blocks only when the layout is recorded.
+    pub(super) fingerprint: Option<Fingerprint>,
     pub(super) role: Role,
 }
 
@@ -340,9 +339,9 @@ impl Worker {
             let packed = match &job.content {
                 Content::Stored(from, stored) => {
                     from.read(stored, &mut job.block)?;
-                    let StoredBlock { size_word, digest, .. } = *stored;
+                    let StoredBlock { size_word, fingerprint, .. } = *stored;
                     let Job { sequence, block, role, .. } = job;
-                    Packed { sequence, block, size_word, digest: Some(digest), role }
+                    Packed { sequence, block, size_word, fingerprint: Some(fingerprint), role }
                 }
                 Content::Slices(slices) => {
                     gatherer.gather(slices, &mut job.block)?;
@@ -405,6 +404,6 @@ fn pack(
     };
     let size_word = u32::try_from(block.len()).unwrap_or(u32::MAX) | flag;
     let is_compared = record || matches!(role, Role::Data { .. });
-    let digest = is_compared.then(|| Sha256::digest(block.filled()).into());
-    Ok(Packed { sequence, block, size_word, digest, role })
+    let fingerprint = is_compared.then(|| Fingerprint::of(block.filled(), record));
+    Ok(Packed { sequence, block, size_word, fingerprint, role })
 }

@@ -1,6 +1,6 @@
 //! File data that is compressed already: where an image has it, and how the next image takes it over.
 //!
-//! A block is copied as it is and its SHA-256 checked on the way. Small files are a special case, because they share
+//! A block is copied as it is and checked on the way. Small files are a special case, because they share
 //! blocks: if the same files come together again the block is copied, else they are taken out of their old blocks and
 //! compressed with their new neighbours. Either way the image gets the bytes that compressing everything afresh gives.
 
@@ -22,8 +22,33 @@ pub struct StoredBlock {
     pub position: u64,
     /// Size with the flag for an uncompressed block, as in block lists.
     pub size_word: u32,
-    /// SHA-256 of the bytes as stored.
+    /// Of the bytes as stored.
+    pub fingerprint: Fingerprint,
+}
+
+/// What is remembered of a block's bytes: whether two blocks are equal, and whether one came back whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fingerprint {
+    /// SHA-256: layers are untrusted, and what has the same digest is stored once.
     pub digest: [u8; 32],
+    /// Against damage only, which is all that can befall a file of the user's own: ten times as fast as the digest. Of
+    /// no meaning where nothing is recorded.
+    pub checksum: u64,
+}
+
+impl Fingerprint {
+    /// The fingerprint of `bytes`; with its checksum if somebody may read them again.
+    pub(super) fn of(bytes: &[u8], with_checksum: bool) -> Fingerprint {
+        let checksum = if with_checksum { checksum(bytes) } else { 0 };
+        Fingerprint { digest: Sha256::digest(bytes).into(), checksum }
+    }
+}
+
+/// CRC-32 and Adler-32 side by side: two different sums in hardware instructions, at 64 bits.
+fn checksum(bytes: &[u8]) -> u64 {
+    let mut adler = libdeflater::Adler32::new();
+    adler.update(bytes);
+    u64::from(libdeflater::crc32(bytes)) << 32 | u64::from(adler.sum())
 }
 
 impl StoredBlock {
@@ -106,11 +131,10 @@ impl BlockSource {
             source: Some(source),
         })?;
         to.advance(size);
-        let digest: [u8; 32] = Sha256::digest(to.filled()).into();
-        if digest == stored.digest {
+        if checksum(to.filled()) == stored.fingerprint.checksum {
             Ok(())
         } else {
-            Err(self.damaged(stored.position, "its digest is wrong"))
+            Err(self.damaged(stored.position, "its checksum is wrong"))
         }
     }
 }
@@ -235,7 +259,8 @@ mod tests {
     }
 
     fn fragment(position: u64, length: u32) -> StoredFragment {
-        StoredFragment { block: StoredBlock { position, size_word: 10, digest: [0; 32] }, length }
+        let fingerprint = Fingerprint::default();
+        StoredFragment { block: StoredBlock { position, size_word: 10, fingerprint }, length }
     }
 
     #[test]
@@ -264,10 +289,10 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_held_against_their_digest() {
+    fn blocks_are_held_against_their_checksum() {
         let from = source();
         from.file.write_all_at(b"..content..", 0).unwrap();
-        let good = StoredBlock { position: 2, size_word: 7, digest: Sha256::digest(b"content").into() };
+        let good = StoredBlock { position: 2, size_word: 7, fingerprint: Fingerprint::of(b"content", true) };
         let read = |block: &StoredBlock| {
             let mut to = Block::new(16);
             from.read(block, &mut to).map(|()| to.filled().to_vec())
@@ -279,7 +304,7 @@ mod tests {
             StoredBlock { size_word: 6, ..good },
             StoredBlock { size_word: 0, ..good },
             StoredBlock { size_word: 17, ..good },
-            StoredBlock { digest: [1; 32], ..good },
+            StoredBlock { fingerprint: Fingerprint { checksum: 1, ..good.fingerprint }, ..good },
         ] {
             assert!(matches!(read(&bad), Err(WriteError::Stored { number: 3, .. })), "{bad:?}");
         }
