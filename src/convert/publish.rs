@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::ConvertError;
-use crate::sys::temporary::{self, Temporary};
+use crate::sys::temporary::Temporary;
 use crate::sys::{self, file};
 
 /// Permissions of an image file, before the umask.
@@ -75,13 +75,7 @@ impl Unpublished {
         let failed = |source| ConvertError::Create { path: path.clone(), source };
         let (directory, name) = destination.place()?;
         Temporary::sweep(directory.as_fd());
-        let (temporary, output) = match file::create_unnamed(directory.as_fd(), MODE).map_err(failed)? {
-            Some(output) => (None, output),
-            None => {
-                let (temporary, output) = Temporary::create_file(directory.as_fd(), MODE).map_err(failed)?;
-                (Some(temporary), output)
-            }
-        };
+        let (temporary, output) = Temporary::or_unnamed(directory.as_fd(), MODE).map_err(failed)?;
         let force = destination.force;
         Ok((Unpublished { path: path.clone(), directory, name, force, temporary }, output))
     }
@@ -104,14 +98,7 @@ impl Unpublished {
             (Some(temporary), true) => temporary.replace(&self.name).map(|()| true)?,
             (Some(temporary), false) => temporary.publish(&self.name)?,
             (None, false) => file::link_unnamed(output, directory, &self.name)?,
-            // No call gives a file without a name one that is taken.
-            (None, true) => {
-                temporary::hold(output);
-                let link =
-                    |name: &std::ffi::OsStr| Ok(file::link_unnamed(output, directory, name)?.then_some(()));
-                let (temporary, ()) = Temporary::create(directory, link)?;
-                temporary.replace(&self.name).map(|()| true)?
-            }
+            (None, true) => Temporary::link(directory, output)?.replace(&self.name).map(|()| true)?,
         };
         if linked {
             file::sync_directory(directory)?;

@@ -68,7 +68,7 @@ impl Temporary {
     }
 
     /// Calls `make` with fresh names, `.hpcrun-NODE-PID-N.partial`, until it makes something (gives `Some`).
-    pub fn create<T>(
+    fn create<T>(
         directory: BorrowedFd<'_>,
         mut make: impl FnMut(&OsStr) -> Result<Option<T>, Error>,
     ) -> Result<(Temporary, T), Error> {
@@ -99,6 +99,21 @@ impl Temporary {
                 return Ok(made);
             }
         }
+    }
+
+    /// A new file without a name or, where the file system has no such files, with a temporary one.
+    pub fn or_unnamed(directory: BorrowedFd<'_>, mode: u32) -> Result<(Option<Temporary>, File), Error> {
+        match file::create_unnamed(directory, mode)? {
+            Some(file) => Ok((None, file)),
+            None => Temporary::create_file(directory, mode).map(|(temporary, file)| (Some(temporary), file)),
+        }
+    }
+
+    /// Gives such a name to a file that has none: no call gives it one that is taken, a rename does.
+    pub fn link(directory: BorrowedFd<'_>, unnamed: &File) -> Result<Temporary, Error> {
+        hold(unnamed);
+        let link = |name: &OsStr| Ok(file::link_unnamed(unnamed, directory, name)?.then_some(()));
+        Temporary::create(directory, link).map(|(temporary, ())| temporary)
     }
 
     /// Renames it over whatever is called `name`.
@@ -153,7 +168,7 @@ impl Drop for Temporary {
 
 /// Locks a file so that nobody takes it for abandoned; false if somebody did already. Where there are no locks, nobody
 /// can tell, and all are left alone.
-pub fn hold(file: &File) -> bool {
+fn hold(file: &File) -> bool {
     let _ = file.try_lock();
     file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
 }

@@ -146,9 +146,7 @@ impl Directory {
         // digests tell.
         write(&unnamed)?;
         if replaces {
-            let link = |name: &OsStr| Ok(file::link_unnamed(&unnamed, fd, name)?.then_some(()));
-            let (temporary, ()) = Temporary::create(fd, link)?;
-            temporary.replace(name)?;
+            Temporary::link(fd, &unnamed)?.replace(name)?;
         } else {
             file::link_unnamed(&unnamed, fd, name)?;
         }

@@ -59,14 +59,9 @@ pub(super) fn keep(mut input: impl Read, origin: &str, options: &SourceOptions) 
     };
     let refused = |error: crate::sys::Error| failed(io::Error::from(error.errno));
     let directory = file::open_directory(&options.scratch).map_err(refused)?;
-    let mut kept = match file::create_unnamed(directory.as_fd(), MODE).map_err(refused)? {
-        Some(kept) => kept,
-        None => {
-            // Dropped at once, and with it the name.
-            let (_temporary, kept) = Temporary::create_file(directory.as_fd(), MODE).map_err(refused)?;
-            kept
-        }
-    };
+    let (temporary, mut kept) = Temporary::or_unnamed(directory.as_fd(), MODE).map_err(refused)?;
+    // At once, and with it the name.
+    drop(temporary);
     let mut buffer = vec![0; BUFFER_SIZE];
     loop {
         let count = match input.read(&mut buffer) {

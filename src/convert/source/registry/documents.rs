@@ -3,13 +3,18 @@
 //! Registries limit how many manifests one may fetch. What is kept is checked against its digest whenever it is read, so
 //! a damaged or forged file is no worse than a missing one.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use crate::image::config::MAX_CONFIG_BYTES;
 use crate::image::digest::Digest;
+use crate::sys::{self, file, temporary::Temporary};
 
+/// Permissions of a document, before the umask.
+const MODE: u32 = 0o644;
 /// Documents that are kept; an image has two to four, of a few KiB.
 const MOST: usize = 1000;
 
@@ -44,17 +49,11 @@ impl Documents {
     fn try_put(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(&self.directory)?;
         self.make_room()?;
-        let path = self.path(digest);
-        let unique = format!("{:?}", std::thread::current().id());
-        let number: String = unique.chars().filter(char::is_ascii_digit).collect();
-        let temporary = path.with_extension(format!("{}-{number}", std::process::id()));
-        let written = File::create_new(&temporary)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| fs::rename(&temporary, &path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        let refused = |error: sys::Error| std::io::Error::from(error.errno);
+        let directory = file::open_directory(&self.directory).map_err(refused)?;
+        let (temporary, mut file) = Temporary::create_file(directory.as_fd(), MODE).map_err(refused)?;
+        file.write_all(bytes)?;
+        temporary.replace(OsStr::new(&name(digest))).map_err(refused)
     }
 
     /// Forgets the older half of a directory that is full, with whatever a killed process left there.
@@ -74,8 +73,12 @@ impl Documents {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.directory.join(digest.as_str().replace(':', "-"))
+        self.directory.join(name(digest))
     }
+}
+
+fn name(digest: &Digest) -> String {
+    digest.as_str().replace(':', "-")
 }
 
 #[cfg(test)]
