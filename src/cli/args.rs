@@ -343,32 +343,29 @@ pub(crate) struct Doctor {
 
 /// A block size in bytes or with the suffix K or M.
 fn parse_block_size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (text.get(..text.len() - 1), 1 << 10),
-        Some(b'M' | b'm') => (text.get(..text.len() - 1), 1 << 20),
-        _ => (Some(text), 1),
-    };
-    digits
-        .and_then(|digits| digits.parse::<u32>().ok())
-        .and_then(|count| count.checked_mul(unit))
+    let (digits, unit) = split_unit(text);
+    let size = digits.parse::<u32>().ok().and_then(|count| u64::from(count).checked_mul(unit));
+    size.and_then(|size| u32::try_from(size).ok())
         .filter(|size| size.is_power_of_two() && (4096..=1 << 20).contains(size))
         .ok_or_else(|| "must be a power of two from 4K to 1M".to_owned())
 }
 
 /// A size in bytes or with the suffix K, M, G or T.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
-    let unit = text
-        .chars()
-        .last()
-        .and_then(|last| units.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(&last)));
-    let (digits, shift) = match unit {
-        Some((_, shift)) => (text.get(..text.len() - 1).unwrap_or_default(), shift),
-        None => (text, 0),
-    };
+    let (digits, unit) = split_unit(text);
     let size = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
-    size.and_then(|size| size.checked_mul(1 << shift))
+    size.and_then(|size| size.checked_mul(unit))
         .ok_or_else(|| "must be a number of bytes, or one with K, M, G or T behind it".to_owned())
+}
+
+/// What stands before a suffix K, M, G or T, and the bytes that the suffix stands for.
+fn split_unit(text: &str) -> (&str, u64) {
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let last = text.chars().last();
+    match units.into_iter().find(|(name, _)| last.is_some_and(|last| name.eq_ignore_ascii_case(&last))) {
+        Some((_, shift)) => (text.get(..text.len() - 1).unwrap_or_default(), 1 << shift),
+        None => (text, 1),
+    }
 }
 
 /// `root`, `UID` or `UID:GID`; a group that is not named is the one with the user's number.

@@ -1,9 +1,9 @@
 //! `registries.conf` of this machine and this user: which files there are, in podman's order, read into one.
 
-use std::env::var_os;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::cli::registry::path;
 use crate::cli::report::{Failure, chain};
 use crate::convert::source::registry::RegistriesConf;
 
@@ -32,7 +32,6 @@ struct Files {
 
 /// Everything that the files say.
 pub(crate) fn read() -> Result<RegistriesConf, Failure> {
-    let path = |name: &str| var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = path("HOME");
     let below_home = |name: &str| home.as_ref().map(|home| home.join(name));
     let cache = if crate::sys::caller::effective_uid() == 0 {

@@ -71,7 +71,8 @@ pub(crate) fn auth_environment(authfile: Option<&Path>) -> AuthEnvironment {
     }
 }
 
-fn path(variable: &str) -> Option<PathBuf> {
+/// A path in the environment; empty is unset.
+pub(crate) fn path(variable: &str) -> Option<PathBuf> {
     var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
