@@ -1,13 +1,14 @@
 //! Files that appear complete or not at all: wrappers for `open(O_TMPFILE)`, `linkat(2)`, `renameat(2)`, `fsync(2)`.
 //!
 //! All names are relative to a directory held open, so that nobody can exchange it under a long conversion.
+#![expect(unsafe_code, reason = "dup3 has no wrapper that leaves the descriptor to its owner")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
@@ -219,9 +220,36 @@ pub fn will_need(file: &File, offset: u64, length: u64) {
     let _ = nix::fcntl::posix_fadvise(file, signed(offset), signed(length), advice);
 }
 
+/// The path that the kernel has for an open file, as the caller sees it; ` (deleted)` ends that of one without a name.
+pub fn path_of(file: &File) -> Result<PathBuf, Error> {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&link).map_err(|error| Error::from_io(format!("readlink({link})"), &error))
+}
+
+/// Wrapper for `dup3(2)`: makes the descriptor of `file` one of `other`, for all threads that use it. Calls under way end
+/// on the file they began with.
+pub fn exchange(file: &File, other: &File) -> Result<(), Error> {
+    // SAFETY: the caller borrows an open descriptor, which stays open and stays the owner's to close.
+    let kept = unsafe { libc::dup3(other.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC) };
+    if kept < 0 { Err(Error::last("dup3(image)")) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exchanged_descriptor_reads_the_other_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| {
+            std::fs::write(directory.path().join(name), name).unwrap();
+            File::open(directory.path().join(name)).unwrap()
+        });
+        exchange(&one, &other).unwrap();
+        drop(other);
+        assert_eq!(std::io::read_to_string(&one).unwrap(), "other");
+        assert_eq!(path_of(&one).unwrap(), directory.path().join("other"));
+    }
 
     #[test]
     fn both_ways_to_copy_do_the_same() {

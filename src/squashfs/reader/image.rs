@@ -3,30 +3,35 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::FileExt;
 
 use super::ReadError;
+use super::backing::Backing;
 
 /// A squashfs inside a file. Positions count from the superblock; errors name offsets in the file.
 #[derive(Debug)]
 pub(super) struct Image {
-    file: File,
+    backing: Backing,
     /// Where in the file the superblock lies.
     base: u64,
 }
 
 impl Image {
     pub(super) fn new(file: File, base: u64) -> Image {
-        Image { file, base }
+        Image { backing: Backing::new(file), base }
     }
 
     pub(super) fn file(&self) -> &File {
-        &self.file
+        self.backing.file()
+    }
+
+    /// See [`super::Filesystem::be_patient`].
+    pub(super) fn be_patient(&mut self) {
+        self.backing.be_patient();
     }
 
     /// Length of the file, bytes; unknown for what is not a regular file, such as a block device.
     pub(super) fn file_length(&self) -> Result<Option<u64>, ReadError> {
-        let metadata = self.file.metadata().map_err(|source| self.refused(0, 0, source))?;
+        let metadata = self.backing.metadata().map_err(|source| self.refused(0, 0, source))?;
         Ok(metadata.is_file().then_some(metadata.len()))
     }
 
@@ -56,10 +61,9 @@ impl Image {
         let length = out.len();
         let mut done = 0;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, self.offset(position).saturating_add(done as u64)) {
+            match self.backing.read_at(rest, self.offset(position).saturating_add(done as u64)) {
                 Ok(0) => break,
                 Ok(count) => done += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.refused(position, length, error)),
             }
         }

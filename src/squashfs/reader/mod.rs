@@ -4,6 +4,7 @@
 //! with an opened image while it has no other thread. Every byte of an image is taken for hostile: counts are bounded
 //! by the table they come from before anything is allocated, nothing recurses, and every chain moves forward.
 
+mod backing;
 mod block_index;
 mod cache;
 mod data;
@@ -299,6 +300,12 @@ impl Filesystem {
     /// The file the image is read from.
     pub fn file(&self) -> &File {
         self.image.file()
+    }
+
+    /// From now on reads that the file's store refuses (`EIO`, `ESTALE`, time-outs) are tried again for some seconds before
+    /// they fail, and a file that went stale is opened again if it is the same. For servers: others would rather know.
+    pub fn be_patient(&mut self) {
+        self.image.be_patient();
     }
 
     /// The root directory.
