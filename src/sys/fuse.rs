@@ -13,6 +13,8 @@ use super::Error;
 
 /// Bytes of a request buffer; the kernel refuses shorter ones (`FUSE_MIN_READ_BUFFER`).
 pub const REQUEST_BYTES: usize = 8192;
+/// Bytes of the smallest page.
+const PAGE_BYTES: usize = 4096;
 /// Where a request's header holds its number.
 const UNIQUE: std::ops::Range<usize> = 8..16;
 /// Bytes behind the buffers, for [`RequestSlots::word`]; as many as a buffer, which keeps everything aligned.
@@ -71,23 +73,28 @@ pub struct RequestSlots {
 pub struct RequestSlot(&'static mut [u8]);
 
 impl RequestSlots {
-    /// Maps `count` empty slots, shared with every process forked from now on.
-    pub fn new(count: usize) -> Result<RequestSlots, Error> {
-        let length = count.saturating_mul(REQUEST_BYTES).saturating_add(WORD_BYTES);
-        // SAFETY: a new anonymous mapping touches no existing memory. Populated, because a read(2) that has to
-        // fault a page in while the process is being killed would lose the request.
+    /// Maps `count` empty slots, shared with every process forked from now on, and `reserve` more, whose memory is there
+    /// only when they are used: [`RequestSlot::populate`] those first.
+    pub fn new(count: usize, reserve: usize) -> Result<RequestSlots, Error> {
+        let all = count.saturating_add(reserve);
+        let length = all.saturating_mul(REQUEST_BYTES).saturating_add(WORD_BYTES);
+        // SAFETY: a new anonymous mapping touches no existing memory.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 length,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
                 -1,
                 0,
             )
         };
         match NonNull::new(base.cast::<u8>()) {
-            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(RequestSlots { base, count }),
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
+                // SAFETY: the mapping is that long and nobody else knows of it yet.
+                populate(unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), count * REQUEST_BYTES) });
+                Ok(RequestSlots { base, count: all })
+            }
             _ => Err(Error::last(format!("mmap({length}, SHARED|ANONYMOUS)"))),
         }
     }
@@ -118,7 +125,24 @@ impl RequestSlots {
     }
 }
 
+/// Makes sure that the pages of `memory` are there: a read(2) that has to fault one in while its process is being
+/// killed would lose the request.
+fn populate(memory: &mut [u8]) {
+    for page in memory.chunks_mut(PAGE_BYTES) {
+        if let Some(first) = page.first_mut() {
+            let value = std::hint::black_box(*first);
+            // SAFETY: one byte, borrowed for writing. Volatile, because writing back what is there is no work to a compiler.
+            unsafe { std::ptr::write_volatile(first, value) };
+        }
+    }
+}
+
 impl RequestSlot {
+    /// Makes sure that the slot's memory is there, which that of a slot in reserve need not be.
+    pub fn populate(&mut self) {
+        populate(self.0);
+    }
+
     /// Marks the slot as holding no unanswered request.
     pub fn clear(&mut self) {
         if let Some(unique) = self.0.get_mut(UNIQUE) {
@@ -152,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_successor_finds_the_unanswered_request() {
-        let slots = RequestSlots::new(3).expect("slots");
+        let slots = RequestSlots::new(2, 1).expect("slots");
         match fork().expect("fork") {
             Fork::Child => {
                 let mut slots = slots.into_slots();
@@ -172,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_length_beyond_the_slot_is_no_request() {
-        let mut slots = RequestSlots::new(1).expect("slots").into_slots();
+        let mut slots = RequestSlots::new(1, 0).expect("slots").into_slots();
         slots[0].buffer()[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
         slots[0].buffer()[UNIQUE].fill(1);
         assert_eq!(slots[0].unanswered(), None);

@@ -12,6 +12,7 @@ pub mod fuse;
 pub mod lock;
 pub mod mount;
 pub mod namespace;
+pub mod notice;
 pub mod path;
 pub mod privilege;
 pub mod process;

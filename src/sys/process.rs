@@ -77,6 +77,30 @@ pub fn in_child(body: impl FnOnce() -> u8) -> Result<Ended, Error> {
     }
 }
 
+/// Whether the thread `id` is being killed or has gone; false where that cannot be found out.
+///
+/// A thread that the kernel holds in an uninterruptible wait has `SIGKILL` pending from the moment on that its process was
+/// killed by whatever signal. Read from `/proc`, which must be of the caller's process namespace.
+pub fn is_ending(id: u32) -> bool {
+    let own = std::fs::read_link("/proc/self").ok();
+    if id == 0 || own != Some(std::process::id().to_string().into()) {
+        return false;
+    }
+    match std::fs::read_to_string(format!("/proc/{id}/status")) {
+        Ok(status) => is_ending_status(&status),
+        // ESRCH: it went while it was being looked at.
+        Err(error) => matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+    }
+}
+
+/// [`is_ending`] by the text of `/proc/ID/status`.
+fn is_ending_status(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let pending = field("SigPnd:").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    let state = field("State:").unwrap_or_default();
+    pending & 1 << (libc::SIGKILL - 1) != 0 || state.starts_with(['Z', 'X'])
+}
+
 /// Wrapper for `setsid(2)`: away from the terminal and from signals to the caller's process group.
 pub fn new_session() -> Result<(), Error> {
     nix::unistd::setsid().map(drop).map_err(|errno| Error::new("setsid()", errno))
@@ -231,6 +255,32 @@ mod tests {
             match fork().expect("fork") {
                 Fork::Child => exit_now(status),
                 Fork::Parent(pid) => assert_eq!(wait(pid), Ok(Ended::Exited(status))),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_killed_or_gone_is_ending() {
+        let status = |state, pending| {
+            format!("Name:\tx\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0000000000000100\n")
+        };
+        for (state, pending, expected) in [
+            ("D (disk sleep)", "0000000000000100", true),
+            ("D (disk sleep)", "0000000000004100", true),
+            ("D (disk sleep)", "0000000000004000", false),
+            ("S (sleeping)", "0000000000000000", false),
+            ("Z (zombie)", "0000000000000000", true),
+            ("S (sleeping)", "nonsense", false),
+        ] {
+            assert_eq!(is_ending_status(&status(state, pending)), expected, "{state} {pending}");
+        }
+        assert!(!is_ending_status(""));
+        assert!(!is_ending(std::process::id()) && !is_ending(0));
+        match fork().expect("fork") {
+            Fork::Child => exit_now(0),
+            Fork::Parent(pid) => {
+                assert_eq!(wait(pid), Ok(Ended::Exited(0)));
+                assert!(is_ending(pid.unsigned_abs()));
             }
         }
     }

@@ -39,6 +39,7 @@ mod policy;
 mod registry;
 mod registry_config;
 mod rules;
+mod server_faults;
 mod sources;
 mod squashfs_reader;
 mod squashfs_writer;

@@ -7,6 +7,8 @@
 use std::ffi::CStr;
 use std::io::PipeReader;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,9 +17,12 @@ use super::AtEnd;
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
 use super::tree::Tree;
+use super::trouble::Reporter;
+use super::watch::RELIEF_MAX;
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
+use crate::sys::notice::StandardError;
 use crate::sys::process::{self, Ended, Fork};
 use crate::sys::{self, affinity, signal};
 
@@ -57,35 +62,54 @@ pub(super) struct Service {
     pub(super) at_end: AtEnd,
 }
 
+/// What is left to do at the end: for the keeper, or for a server that has lost it.
+static AT_END: Mutex<Option<AtEnd>> = Mutex::new(None);
+/// The parent of this process if it is a server.
+static KEEPER: AtomicI32 = AtomicI32::new(0);
+
 /// Lives as the keeper until the file system is unmounted.
 pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
-    let at_end = std::mem::take(&mut service.at_end);
+    *AT_END.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::mem::take(&mut service.at_end));
     let status = match keep(service, ready) {
         Ok(()) => UNMOUNTED,
         Err(_) => FAILED,
     };
-    at_end.run();
+    finish();
     process::exit_now(status)
 }
 
+/// Does what is left to do, once: whoever comes second, in another thread that sees the end, waits for the first.
+fn finish() {
+    let mut at_end = AT_END.lock().unwrap_or_else(PoisonError::into_inner);
+    at_end.take().unwrap_or_default().run();
+}
+
 fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { image, grafts, fuse, threads, masked, cpu, at_end: _ } = service;
+    let Service { mut image, grafts, fuse, threads, masked, cpu, at_end: _ } = service;
+    image.be_patient();
+    let reporter = Reporter::new(
+        sys::file::path_of(image.file()).unwrap_or_default(),
+        // Before it becomes /dev/null.
+        StandardError::own(),
+    );
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
     become_helper(&[device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()])?;
-    let slots = RequestSlots::new(threads)?;
+    let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
     let launch = Launch::new(ready, cpu);
     let mut record = Record::default();
+    let keeper = std::process::id().cast_signed();
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
     loop {
         let born = Instant::now();
         match fork_patiently()? {
             Fork::Child => {
+                KEEPER.store(keeper, Ordering::Relaxed);
                 process::set_name(SERVER_NAME);
                 process::shape_heaps(HEAPS, HEAP_STEP);
                 std::panic::set_hook(Box::new(|_| {}));
-                let session = Session::new(tree, device, agreement, record.unanswered());
+                let session = Session::new(tree, device, agreement, record.unanswered(), threads, reporter);
                 session.run(slots.into_slots(), launch, end_server)
             }
             Fork::Parent(server) => match process::wait(server)? {
@@ -114,6 +138,9 @@ fn fork_patiently() -> Result<Fork, sys::Error> {
 }
 
 fn end_server(over: Over) -> ! {
+    if over == Over::Unmounted && nix::unistd::getppid().as_raw() != KEEPER.load(Ordering::Relaxed) {
+        finish();
+    }
     process::exit_now(match over {
         Over::Unmounted => UNMOUNTED,
         Over::Failed => FAILED,

@@ -15,6 +15,8 @@ mod prefetch;
 mod protocol;
 mod session;
 mod tree;
+mod trouble;
+mod watch;
 
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -44,12 +46,12 @@ pub struct ServerOptions {
 
 /// What the keeper does last of all, when the file system is gone and with it every process of the job.
 #[derive(Default)]
-pub struct AtEnd(Option<Box<dyn FnOnce()>>);
+pub struct AtEnd(Option<Box<dyn FnOnce() + Send>>);
 
 impl AtEnd {
-    /// Runs `last` in the keeper, which has the host's mounts, no descriptor of the caller's and nobody to tell of
+    /// Runs `last` in the keeper, or in the server if somebody killed the keeper. Either has the host's mounts, no descriptor of the caller's and nobody to tell of
     /// errors.
-    pub fn new(last: impl FnOnce() + 'static) -> AtEnd {
+    pub fn new(last: impl FnOnce() + Send + 'static) -> AtEnd {
         AtEnd(Some(Box::new(last)))
     }
 

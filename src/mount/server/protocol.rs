@@ -58,6 +58,8 @@ pub(super) struct Header {
     pub(super) unique: u64,
     /// Node id.
     pub(super) node: u64,
+    /// The thread that asks, in the process namespace of who mounted; 0 if it is not seen from there.
+    pub(super) asker: u32,
 }
 
 /// What the kernel wants, with its arguments.
@@ -140,7 +142,9 @@ pub(super) fn parse(request: &[u8]) -> Option<(Header, Operation<'_>)> {
     let mut fields = Fields(request);
     let _length = fields.u32()?;
     let opcode = fields.u32()?;
-    let header = Header { unique: fields.u64()?, node: fields.u64()? };
+    let (unique, node) = (fields.u64()?, fields.u64()?);
+    let (_uid, _gid) = (fields.u32()?, fields.u32()?);
+    let header = Header { unique, node, asker: fields.u32()? };
     let arguments = request.get(REQUEST_HEADER_BYTES..)?;
     Some((header, parse_operation(opcode, arguments).unwrap_or(Operation::Unsupported)))
 }
@@ -373,7 +377,11 @@ mod tests {
     #[track_caller]
     fn check(opcode: u32, arguments: &[u8], expected: Operation<'_>) {
         let bytes = request(opcode, arguments);
-        assert_eq!(parse(&bytes), Some((Header { unique: 11, node: 22 }, expected)), "opcode {opcode}");
+        assert_eq!(
+            parse(&bytes),
+            Some((Header { unique: 11, node: 22, asker: 33 }, expected)),
+            "opcode {opcode}"
+        );
     }
 
     #[test]

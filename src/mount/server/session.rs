@@ -11,7 +11,9 @@ use nix::errno::Errno;
 use super::launch::Launch;
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
-use super::tree::{Node, Offer, Tree};
+use super::tree::{Node, Offer, Tree, unreadable};
+use super::trouble::{self, Reporter};
+use super::watch::{RELIEF_MAX, Watch};
 use crate::mount::graft::{self, NodeKind};
 use crate::squashfs::reader::{FileLayout, InodeKind, Piece};
 use crate::sys::affinity;
@@ -81,7 +83,12 @@ pub(super) struct Session {
     device: Device,
     agreement: Agreement,
     unanswered: Unanswered,
+    watch: Watch,
+    reporter: Reporter,
 }
+
+/// A slot with its number, which is that of its thread's place in the watch.
+type Place = (usize, RequestSlot);
 
 /// The reply under construction; one a thread, used again and again.
 #[derive(Debug, Default)]
@@ -93,30 +100,45 @@ struct Reply {
 }
 
 impl Session {
-    pub(super) fn new(tree: Tree, device: Device, agreement: Agreement, unanswered: Unanswered) -> Session {
+    /// A session of `threads` serving threads.
+    pub(super) fn new(
+        tree: Tree,
+        device: Device,
+        agreement: Agreement,
+        unanswered: Unanswered,
+        threads: usize,
+        reporter: Reporter,
+    ) -> Session {
         let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
-        Session { tree, prefetcher, device, agreement, unanswered }
+        Session { tree, prefetcher, device, agreement, unanswered, watch: Watch::new(threads), reporter }
     }
 
-    /// Serves until the file system is unmounted, on one thread for each slot. What a predecessor left unanswered
-    /// comes first: from its slots, then through the kernel where it can send again.
+    /// Serves until the file system is unmounted, on one thread for each slot but the last [`RELIEF_MAX`]. What a
+    /// predecessor left unanswered comes first: through the kernel where it can send again, else from its slots.
     ///
     /// Until the launch is over one thread serves, on the launcher's CPU: its requests come one by one.
-    pub(super) fn run(self, slots: Vec<RequestSlot>, launch: Launch, ended: fn(Over) -> !) -> ! {
-        let mut reply = Reply::default();
-        for request in slots.iter().filter_map(RequestSlot::unanswered) {
-            self.answer(request, true, &mut reply);
-        }
-        if self.agreement.has(init::HAS_RESEND) {
-            self.ask_to_resend();
-        }
+    pub(super) fn run(self, mut slots: Vec<RequestSlot>, launch: Launch, ended: fn(Over) -> !) -> ! {
         let session = Arc::new(self);
-        let mut slots = slots.into_iter();
-        let own = slots.next();
+        if session.agreement.has(init::HAS_RESEND) && session.ask_to_resend() {
+            slots.iter_mut().for_each(RequestSlot::clear);
+        }
+        let mut places: Vec<Place> = slots.into_iter().enumerate().collect();
+        let mut relief = places.split_off(places.len().saturating_sub(RELIEF_MAX));
+        let left_over: Vec<Place> = relief.extract_if(.., |(_, slot)| slot.unanswered().is_some()).collect();
+        let mut watcher = Some(Watcher { session: Arc::clone(&session), relief, ended });
+        if places.iter().chain(&left_over).any(|(_, slot)| slot.unanswered().is_some()) {
+            // The store may hang still.
+            watcher.take().map(|watcher| spawn(move || watcher.run()));
+            session.answer_left_over(places.iter().chain(&left_over));
+        }
+        drop(left_over);
+        let mut places = places.into_iter();
+        let own = places.next();
         let helper = Helper {
             session: Arc::clone(&session),
             launch: launch.clone(),
-            slots: slots.collect(),
+            places: places.collect(),
+            watcher,
             first: affinity::thread_id(),
             ended,
         };
@@ -127,30 +149,47 @@ impl Session {
             ended(Over::Unmounted);
         }
         drop(launch);
-        ended(own.map_or(Over::Failed, |slot| session.serve_to_the_end(slot)))
+        ended(own.map_or(Over::Failed, |place| session.serve_to_the_end(place)))
+    }
+
+    /// Answers what a predecessor had taken. All of it is watched from the first moment on: any may have to be aborted
+    /// while another one waits.
+    fn answer_left_over<'a>(&self, places: impl Iterator<Item = &'a Place> + Clone) {
+        let left_over = || {
+            places.clone().filter_map(|(number, slot)| slot.unanswered().map(|request| (*number, request)))
+        };
+        for (number, request) in left_over() {
+            if let Some((header, _)) = protocol::parse(request) {
+                self.watch.begin(number, &header);
+            }
+        }
+        let mut reply = Reply::default();
+        for (number, request) in left_over() {
+            self.answer(number, request, true, &mut reply);
+        }
     }
 
     /// One thread's life. A panic outside of a request ends the whole server: a thread lost quietly would take its
     /// request with it, and the asker would wait for ever.
-    fn serve_to_the_end(&self, slot: RequestSlot) -> Over {
-        catch_unwind(AssertUnwindSafe(|| self.serve(slot))).unwrap_or(Over::Failed)
+    fn serve_to_the_end(&self, place: Place) -> Over {
+        catch_unwind(AssertUnwindSafe(|| self.serve(place))).unwrap_or(Over::Failed)
     }
 
-    fn ask_to_resend(&self) {
+    /// Says whether the kernel sends again what it waits for.
+    fn ask_to_resend(&self) -> bool {
         let mut message = Vec::new();
         protocol::put_header(&mut message, NOTIFY_RESEND, 0);
         protocol::finish_header(&mut message, 0);
-        // A refusal leaves those requests to what the slots held.
-        let _ = self.device.write(&[IoSlice::new(&message)]);
+        self.device.write(&[IoSlice::new(&message)]).is_ok()
     }
 
     /// One thread's loop.
-    fn serve(&self, mut slot: RequestSlot) -> Over {
+    fn serve(&self, (number, mut slot): Place) -> Over {
         let mut reply = Reply::default();
         loop {
             slot.clear();
             match self.device.read(slot.buffer()) {
-                Ok(length) => self.answer(slot.filled(length), false, &mut reply),
+                Ok(length) => self.answer(number, slot.filled(length), false, &mut reply),
                 // ENOENT: the request was taken back while it was being read.
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::ENOENT) => {}
                 Err(Errno::ENODEV) => return Over::Unmounted,
@@ -159,10 +198,14 @@ impl Session {
         }
     }
 
-    /// Answers one request. A panic on the way is a bug of ours, which costs that request an `EIO` and nobody else
+    /// Answers one request, at a place in the watch. A panic on the way is a bug of ours, which costs that request an `EIO` and nobody else
     /// anything.
-    fn answer(&self, request: &[u8], is_left_over: bool, reply: &mut Reply) {
+    fn answer(&self, place: usize, request: &[u8], is_left_over: bool, reply: &mut Reply) {
         let Some((header, operation)) = protocol::parse(request) else { return };
+        if operation == Operation::Silent {
+            return;
+        }
+        self.watch.begin(place, &header);
         let is_left_over = is_left_over || header.unique & UNIQUE_RESEND != 0;
         reply.bytes.clear();
         reply.pieces.clear();
@@ -173,8 +216,8 @@ impl Session {
             catch_unwind(AssertUnwindSafe(|| self.handle(&header, operation, reply)))
                 .unwrap_or(Err(Errno::EIO))
         };
-        if operation == Operation::Silent {
-            return;
+        if let Some(error) = trouble::noted() {
+            self.reporter.report(header.asker, &error);
         }
         let sent = match outcome {
             Ok(()) => self.send(reply),
@@ -185,6 +228,7 @@ impl Session {
         if !matches!(sent, Ok(()) | Err(Errno::ENOENT | Errno::ENODEV)) {
             let _ = self.send_error(header.unique, Errno::EIO, reply);
         }
+        self.watch.end(place);
         reply.pieces.clear();
         reply.bytes.shrink_to(LISTING_BYTES);
     }
@@ -284,7 +328,7 @@ impl Session {
             Node::Image(reference) => {
                 let open = || file_layout(self.tree.inode(reference)?.kind);
                 let layout = self.prefetcher.note_read(id, offset, u64::from(size), open)?;
-                reply.pieces = self.tree.image().read(&layout, offset, length).map_err(|_| Errno::EIO)?;
+                reply.pieces = self.tree.image().read(&layout, offset, length).map_err(unreadable)?;
             }
             Node::Graft(_, graft::Node { kind: NodeKind::File { content, .. }, .. }) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
@@ -351,7 +395,9 @@ struct Helper {
     session: Arc<Session>,
     launch: Launch,
     /// Of the other serving threads.
-    slots: Vec<RequestSlot>,
+    places: Vec<Place>,
+    /// None if it is at work already.
+    watcher: Option<Watcher>,
     /// The first thread.
     first: i32,
     ended: fn(Over) -> !,
@@ -359,18 +405,45 @@ struct Helper {
 
 impl Helper {
     fn run(self) {
-        let Helper { session, launch, slots, first, ended } = self;
-        for _ in 0..slots.len().saturating_add(1).min(PREFETCH_THREADS) {
+        let Helper { session, launch, places, watcher, first, ended } = self;
+        watcher.map(|watcher| spawn(move || watcher.run()));
+        for _ in 0..places.len().saturating_add(1).min(PREFETCH_THREADS) {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
         }
         launch.wait_for_end();
         drop(launch);
         let _ = affinity::reset_thread(first);
-        for slot in slots {
+        for place in places {
             let session = Arc::clone(&session);
-            spawn(move || ended(session.serve_to_the_end(slot)));
+            spawn(move || ended(session.serve_to_the_end(place)));
         }
+    }
+}
+
+/// Keeps the watch and, when all threads wait for the store, starts those that relieve them.
+struct Watcher {
+    session: Arc<Session>,
+    relief: Vec<Place>,
+    ended: fn(Over) -> !,
+}
+
+impl Watcher {
+    fn run(self) -> ! {
+        let Watcher { session, relief, ended } = self;
+        let mut relief = relief.into_iter();
+        let abort = &mut |unique| {
+            // The thread that works on it will hear that the asker has gone.
+            let _ = session.send_error(unique, Errno::EINTR, &mut Reply::default());
+        };
+        session.watch.keep(abort, &mut || {
+            let Some((number, mut slot)) = relief.next() else { return };
+            let session = Arc::clone(&session);
+            spawn(move || {
+                slot.populate();
+                ended(session.serve_to_the_end((number, slot)))
+            });
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::protocol::{Attributes, ListedEntry, ROOT_ID, UNKNOWN_INODE};
+use super::trouble;
 use crate::mount::graft::{self, Grafts, NodeIndex, NodeKind};
 use crate::squashfs::format::{InodeRef, inode_type};
 use crate::squashfs::reader::{Entry, Filesystem, Inode, InodeKind, ReadError, Xattr};
@@ -61,7 +62,8 @@ enum Target {
 }
 
 /// A corrupt or unreadable image is `EIO` for the one who asked; the kernel caches no error.
-fn unreadable(_: ReadError) -> Errno {
+pub(super) fn unreadable(error: ReadError) -> Errno {
+    trouble::note(error);
     Errno::EIO
 }
 

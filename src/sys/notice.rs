@@ -1,0 +1,105 @@
+//! One line to people from a process without standard streams: on a job's standard error, and to the system log.
+#![expect(
+    unsafe_code,
+    reason = "pidfd_getfd has no safe wrapper, and standard error is a number that nobody owns"
+)]
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Where the system's log listens.
+const SYSTEM_LOG: &str = "/dev/log";
+/// Facility "user", severity "error".
+const PRIORITY: u32 = 1 << 3 | 3;
+/// Longest line, bytes: a pipe that can be written to at all takes as much at once.
+const LINE_MAX: usize = 4000;
+
+/// A standard error, known again in other processes by its device and inode, and held open by none of ours: a pipe kept
+/// open would keep its reader waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandardError {
+    device: u64,
+    inode: u64,
+}
+
+impl StandardError {
+    /// The caller's.
+    pub fn own() -> Option<StandardError> {
+        // SAFETY: Rust's runtime sees to it that descriptor 2 is open, and nobody closes it during this call.
+        StandardError::of(unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) })
+    }
+
+    fn of(stream: BorrowedFd<'_>) -> Option<StandardError> {
+        let stat = nix::sys::stat::fstat(stream).ok()?;
+        Some(StandardError { device: stat.st_dev, inode: stat.st_ino })
+    }
+
+    /// Writes `line` on it through a process that the thread `id` belongs to, if that has it as its standard error still, at
+    /// the position where the process itself writes. Needs the right to trace that process, and Linux 5.6. A full pipe is
+    /// not waited for; a file system that does not answer is.
+    pub fn write_through(self, id: u32, line: &str) -> bool {
+        let Some(stream) = standard_error_of(id) else { return false };
+        let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        let is_ready = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready == 1)
+            && polled.iter().all(|one| one.revents().is_some_and(|seen| seen == PollFlags::POLLOUT));
+        let mut bytes = line.as_bytes().get(..LINE_MAX).unwrap_or(line.as_bytes()).to_vec();
+        bytes.push(b'\n');
+        is_ready
+            && StandardError::of(stream.as_fd()) == Some(self)
+            && File::from(stream).write_all(&bytes).is_ok()
+    }
+}
+
+/// Another descriptor of the standard error that the process of thread `id` has, wrapper for `pidfd_getfd(2)`.
+fn standard_error_of(id: u32) -> Option<OwnedFd> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let process: i32 = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()?;
+    // SAFETY: takes numbers only; what is no descriptor is not taken for one.
+    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
+    // SAFETY: as above.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), libc::STDERR_FILENO, 0) })
+}
+
+/// The descriptor that a system call has made, if it has.
+fn owned(made: libc::c_long) -> Option<OwnedFd> {
+    let fd = i32::try_from(made).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the kernel has just made this descriptor for the caller, who knows of no other owner.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends `line` to the system's log as `program`, if one listens; a busy one is not waited for.
+pub fn log_to_system(program: &str, line: &str) -> bool {
+    let message = format!("<{PRIORITY}>{program}[{}]: {line}", std::process::id());
+    UnixDatagram::unbound().is_ok_and(|socket| {
+        socket.set_nonblocking(true).is_ok() && socket.send_to(message.as_bytes(), SYSTEM_LOG).is_ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_line_reaches_the_standard_error_of_a_process_that_has_it() {
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("cat");
+        let mut errors = child.stderr.take().expect("piped");
+        let known = StandardError::of(errors.as_fd()).expect("fstat");
+        assert!(known.write_through(child.id(), "a line"));
+        let other = StandardError { inode: known.inode + 1, ..known };
+        assert!(!other.write_through(child.id(), "another"));
+        drop(child.stdin.take());
+        child.wait().expect("wait");
+        assert!(!known.write_through(child.id(), "too late"));
+        let mut written = String::new();
+        errors.read_to_string(&mut written).expect("pipe");
+        assert_eq!(written, "a line\n");
+    }
+}
