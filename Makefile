@@ -4,10 +4,11 @@ CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 PEERS ?= .demo/peers
 
-.PHONY: help build test lint demo man peers bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
+.PHONY: help build test soak lint demo man peers bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
+	@echo 'make soak             servers killed under load, 2000 launches, memory over time: 10 minutes (root)  [SOAK_MINUTES=2]'
 	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
 	@echo 'make build            target/release/hpcrun'
 	@echo 'make man              manual pages and shell completions, in target/manual/'
@@ -29,6 +30,10 @@ man:
 
 test: setup
 	$(CARGO) test --locked
+
+# How long it takes follows from SOAK_MINUTES; a failure prints HPCRUN_SEED, which repeats it.
+soak: setup
+	$(CARGO) test --locked --test it soak:: -- --ignored --nocapture --test-threads=1
 
 lint:
 	$(CARGO) fmt --check

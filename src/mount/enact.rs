@@ -291,6 +291,10 @@ fn op_hints(op: &Op, errno: Errno) -> Vec<String> {
         (Op::Root(RootSource::Image(_)), Errno::ENODEV) => {
             "this kernel has no FUSE; an admin loads it with 'modprobe fuse'".to_owned()
         }
+        // The server is forked meanwhile.
+        (Op::Root(RootSource::Image(_)), Errno::EAGAIN) => {
+            "the limit of processes is too low; see 'ulimit -u'".to_owned()
+        }
         (_, Errno::EACCES | Errno::EPERM) => return namespace_hints(errno),
         (_, Errno::ENOSPC) => "the limit fs.mount-max of this node is reached".to_owned(),
         _ => return Vec::new(),

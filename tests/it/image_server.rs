@@ -28,7 +28,7 @@ use nix::sched::CloneFlags;
 use crate::support::{Random, TEST_USER, as_user, is_root, run, scratch, stdout, text};
 
 /// What an INIT without `FUSE_HAS_RESEND` looks like: a kernel before 6.9.
-const WITHOUT_RESEND: u64 = 1 << 39;
+pub(crate) const WITHOUT_RESEND: u64 = 1 << 39;
 /// A kernel of 4.18: no flag newer than `FUSE_PARALLEL_DIROPS`.
 const OLD_KERNEL: u64 = !((1 << 19) - 1);
 /// Serving threads.
@@ -562,20 +562,35 @@ const LOAD: &str = "
     (while [ ! -e $D/stop ]; do timeout -s KILL 0.0$((RANDOM % 9 + 1)) dd if=numbers iflag=direct bs=256k of=/dev/null status=none; done) 2>/dev/null &
     (n=0; while [ ! -e $D/stop ]; do n=$((n+1)); [ -e none-$n ] && echo found none-$n; [ -e many/entry-$((n % 5000 + 1)) ] || echo lost $n; done >$D/names) &
     (while [ ! -e $D/stop ]; do bin/sha256sum small; find . -printf '%p %s %i\\n' | sort | sha256sum; getfattr --only-values -n user.comment small; echo; done | sort -u >$D/mixed) &
-    wait; sha256sum <noise; sha256sum <numbers";
+    (while [ ! -e $D/stop ]; do dd if=bin/sha256sum iflag=nocache count=0 status=none; bin/sha256sum one-block; done | sort -u >$D/executed) &
+    python3 -c \"$MAPPER\" >$D/mapped &
+    wait; sha256sum <noise; sha256sum <numbers; sha256sum one-block";
+
+/// Maps a file again and again, each time after its pages were dropped: every page is a fault.
+const MAPPER: &str = r#"
+import hashlib, mmap, os
+sums, descriptor = set(), os.open("noise", os.O_RDONLY)
+while not os.path.exists(os.environ["D"] + "/stop"):
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as pages:
+        sums.add(hashlib.sha256(pages).hexdigest())
+print(*sums)
+"#;
 
 /// Kills the server `kills` times under load; nothing may be noticed.
 #[track_caller]
-fn check_unnoticed_kills(masked: u64, kills: usize) {
+pub(crate) fn check_unnoticed_kills(masked: u64, kills: usize) {
     let mut service = Service::new();
     service.masked = masked;
     let mut random = Random::new(crate::support::seed());
-    let driver = service.start(&format!("exec >$D/out 2>$D/err; touch $D/started\n{LOAD}"));
+    let driver =
+        service.start(&format!("exec >$D/out 2>$D/err; MAPPER='{MAPPER}'; touch $D/started\n{LOAD}"));
     service.await_file("started");
     let begun = Instant::now();
     let mut killed = std::collections::BTreeSet::new();
     while killed.len() < kills {
-        assert!(begun.elapsed() < Duration::from_secs(60), "only {} servers came up", killed.len());
+        let limit = Duration::from_secs(30) + Duration::from_millis(200) * kills as u32;
+        assert!(begun.elapsed() < limit, "only {} servers came up", killed.len());
         std::thread::sleep(Duration::from_millis(10 + random.below(80)));
         // It may be the one killed last, still on its way out.
         if let Some(server) = service.server()
@@ -587,7 +602,9 @@ fn check_unnoticed_kills(masked: u64, kills: usize) {
     service.tell("stop");
     service.finish(driver);
     assert_eq!(service.file("err"), "");
-    assert_eq!(service.file("direct") + &service.file("large"), service.file("out"), "contents");
+    let (noise, read) = (service.file("direct"), service.file("large") + &service.file("executed"));
+    assert_eq!(noise.clone() + &read, service.file("out"), "contents");
+    assert_eq!(service.file("mapped").trim(), noise.trim_end_matches([' ', '-', '\n']), "mapped pages");
     assert_eq!(service.file("names"), "");
     assert_eq!(service.file("mixed").lines().count(), 3, "{}", service.file("mixed"));
 }

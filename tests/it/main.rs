@@ -40,6 +40,8 @@ mod registry;
 mod registry_config;
 mod rules;
 mod server_faults;
+mod server_signals;
+mod soak;
 mod sources;
 mod squashfs_reader;
 mod squashfs_writer;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ const FILE_BYTES: usize = 300_000;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// An image with busybox, noise that no codec makes smaller, and a directory of names.
-fn image() -> &'static (PathBuf, Vec<String>) {
+pub(crate) fn image() -> &'static (PathBuf, Vec<String>) {
     static IMAGE: OnceLock<(tempfile::TempDir, (PathBuf, Vec<String>))> = OnceLock::new();
     let (_, image) = IMAGE.get_or_init(|| {
         let dir = scratch();
@@ -57,7 +57,7 @@ fn store() -> Store {
 }
 
 /// A shell in the image that is told what to do line by line, and leads a process group.
-struct Job {
+pub(crate) struct Job {
     child: Child,
     commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -65,12 +65,20 @@ struct Job {
 }
 
 impl Job {
-    /// Starts the shell, and reads all of busybox so that a command costs no read of its program.
+    /// Starts the shell, whose read a trapped signal may cut short, and reads all of busybox so that a command costs no read of its program.
     #[track_caller]
-    fn start(image: &Path) -> Job {
-        let mut child = hpcrun(["exec"])
+    pub(crate) fn start(image: &Path) -> Job {
+        Job::start_with(image, |_| {})
+    }
+
+    /// The same, after a change to the command.
+    #[track_caller]
+    pub(crate) fn start_with(image: &Path, change: impl FnOnce(&mut Command)) -> Job {
+        let mut command = hpcrun(["exec"]);
+        change(&mut command);
+        let mut child = command
             .arg(image)
-            .args(["sh", "-c", "while read -r command; do eval \"$command\"; done"])
+            .args(["sh", "-c", "while read -r command || [ $? -gt 128 ]; do eval \"$command\"; done"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -93,29 +101,29 @@ impl Job {
         job
     }
 
-    fn tell(&mut self, command: &str) {
+    pub(crate) fn tell(&mut self, command: &str) {
         writeln!(self.commands.as_ref().expect("not finished"), "{command}").expect("pipe");
     }
 
-    fn answer(&mut self) -> String {
+    pub(crate) fn answer(&mut self) -> String {
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("pipe");
         line.trim_end().to_owned()
     }
 
     #[track_caller]
-    fn ask(&mut self, command: &str) -> String {
+    pub(crate) fn ask(&mut self, command: &str) -> String {
         self.tell(command);
         self.answer()
     }
 
     /// Reads a file and compares it with what it should be.
     #[track_caller]
-    fn check_file(&mut self, number: usize) {
+    pub(crate) fn check_file(&mut self, number: usize) {
         assert_eq!(self.ask(&sum_of(number)), format!("{}  /data/{number}", image().1[number]));
     }
 
-    fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id().cast_signed()
     }
 
@@ -134,7 +142,7 @@ impl Job {
 
     /// Kills the whole group and waits until nobody of it is left, which has to be soon.
     #[track_caller]
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         killpg(Pid::from_raw(self.pid()), Signal::SIGKILL).expect("kill");
         wait_for("the group's end", || self.processes().is_empty());
         self.child.wait().expect("wait");
@@ -142,7 +150,7 @@ impl Job {
 
     /// Ends the shell; gives what was written on standard error.
     #[track_caller]
-    fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         drop(self.commands.take());
         let status = self.child.wait().expect("wait");
         assert!(status.success(), "{status}");
@@ -173,7 +181,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// The server of `image`.
 #[track_caller]
-fn server_of(image: &Path) -> Pid {
+pub(crate) fn server_of(image: &Path) -> Pid {
     let mut found = None;
     wait_for("a server", || {
         found = helpers_of(image, "hpcrun-server").first().copied();
