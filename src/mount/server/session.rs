@@ -198,8 +198,8 @@ impl Session {
         }
     }
 
-    /// Answers one request, at a place in the watch. A panic on the way is a bug of ours, which costs that request an `EIO` and nobody else
-    /// anything.
+    /// Answers one request, at a place in the watch. A panic on the way is a bug of ours, which costs that request an
+    /// `EIO` and nobody else anything.
     fn answer(&self, place: usize, request: &[u8], is_left_over: bool, reply: &mut Reply) {
         let Some((header, operation)) = protocol::parse(request) else { return };
         if operation == Operation::Silent {
