@@ -1,14 +1,15 @@
-//! One try at writing the squashfs of an image. A cached layer that proves damaged on the way ends it, and the next try
-//! does without that layer.
+//! One try at writing the squashfs of an image. A cached layer that proves damaged on the way ends it, and so does a
+//! server whose layer proves to be another one, which shows only at the layer's end; the next try does without either.
 
 use std::fs::File;
 use std::path::Path;
 use std::thread::{self, Scope};
 
 use super::ahead::Ahead;
-use super::cache::Shelf;
+use super::cache::{self, Shelf};
 use super::created;
 use super::error::ConvertError;
+use super::layer::stream::LayerError;
 use super::options::ConvertOptions;
 use super::order::{Choice, Order, Survey, Surveyed};
 use super::pass::Pass;
@@ -124,6 +125,40 @@ impl<'a> Attempt<'a> {
         let unlikely = (0..self.source.image().layers.len()).map(unlikely).collect();
         Ahead::new(scope, self.source, self.progress, self.options.budget, unlikely)
     }
+}
+
+/// Leaves out what made a try fail; the error is back where nothing can be left out.
+pub(super) fn give_another_chance(
+    error: ConvertError,
+    source: &dyn Source,
+    shelf: &mut Shelf<'_>,
+) -> Result<(), ConvertError> {
+    let layers = &source.image().layers;
+    match &error {
+        ConvertError::Write { source: WriteError::Stored { number, .. }, .. } => {
+            let diff_id = layers.get(*number).and_then(|layer| layer.diff_id.as_ref());
+            let Some(diff_id) = diff_id else { return Err(error) };
+            log::info!("layer cache: {diff_id} is damaged: {}", cache::with_causes(&error));
+            shelf.refuse(diff_id);
+        }
+        ConvertError::Layer { layer, source: why } if why.is_of_another_blob() => {
+            match source.distrust_layer(layer.index, &why.to_string()) {
+                Ok(true) => shelf.begin_anew(),
+                Ok(false) => return Err(error),
+                Err(source) => {
+                    let (layer, source) = (layer.clone(), LayerError::Open(source));
+                    return Err(ConvertError::Layer { layer, source });
+                }
+            }
+        }
+        _ => match error.unproven_layer() {
+            Some(layer) if source.distrust_layer(layer, &error.to_string()).unwrap_or(false) => {
+                shelf.begin_anew();
+            }
+            _ => return Err(error),
+        },
+    }
+    Ok(())
 }
 
 fn writer_options(options: &ConvertOptions, mkfs_time: u32) -> WriterOptions {

@@ -114,6 +114,19 @@ impl ConvertError {
         }
     }
 
+    /// The layer that was refused before its digest was known, so that it may have been another one.
+    pub(super) fn unproven_layer(&self) -> Option<usize> {
+        match self {
+            ConvertError::Layer { layer, source: LayerError::Unsupported(_) | LayerError::Budget(_) } => {
+                Some(layer.index)
+            }
+            ConvertError::Tar { layer, .. } | ConvertError::Entry { layer, .. } => {
+                self.exceeded().map(|_| layer.index)
+            }
+            _ => None,
+        }
+    }
+
     /// The limit that the image exceeds, if that is what is wrong with it.
     pub fn exceeded(&self) -> Option<Exceeded> {
         match self {

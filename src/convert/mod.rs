@@ -37,7 +37,7 @@ pub use pack::FileSink;
 pub use progress::{Bottleneck, LayerProgress, LayerState, Progress};
 pub use publish::Destination;
 
-use crate::squashfs::writer::{self, Tree, WriteError};
+use crate::squashfs::writer::{self, Tree};
 use attempt::{Attempt, Image};
 use cache::Shelf;
 use pass::Pass;
@@ -101,11 +101,12 @@ pub fn convert_with(
     let image = loop {
         let attempt = Attempt { source, options, progress, path, order: extras.order };
         match attempt.write(&output, &mut shelf) {
-            Err(error) if restart(&error, source, &mut shelf) => {
+            Ok(image) => break image,
+            Err(error) => {
+                attempt::give_another_chance(error, source, &mut shelf)?;
                 progress.begin_anew();
                 output.set_len(0).map_err(|source| ConvertError::Trailer { path: path.clone(), source })?;
             }
-            written => break written?,
         }
     };
     let Image { squashfs, written, merged, unknown_paths } = image;
@@ -122,16 +123,6 @@ pub fn convert_with(
     })?;
     let (entries, notes) = (merged.entries, merged.notes);
     Ok(Summary { squashfs, file_size, entries, notes, cached_layers, unknown_paths })
-}
-
-/// Whether the conversion failed because of a cached layer, which is now left out.
-fn restart(error: &ConvertError, source: &dyn Source, shelf: &mut Shelf<'_>) -> bool {
-    let ConvertError::Write { source: WriteError::Stored { number, .. }, .. } = error else { return false };
-    let layer = source.image().layers.get(*number);
-    let Some(diff_id) = layer.and_then(|layer| layer.diff_id.as_ref()) else { return false };
-    log::info!("layer cache: {diff_id} is damaged: {}", cache::with_causes(error));
-    shelf.refuse(diff_id);
-    true
 }
 
 /// What a merge of layers needs to know of the options and of the image.

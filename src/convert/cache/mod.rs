@@ -110,6 +110,11 @@ impl<'a> Shelf<'a> {
     /// Begins anew, without this layer.
     pub(super) fn refuse(&mut self, diff_id: &Digest) {
         self.refused.push(diff_id.clone());
+        self.begin_anew();
+    }
+
+    /// Forgets what a try that came to nothing noted.
+    pub(super) fn begin_anew(&mut self) {
         self.records.clear();
         self.hits = 0;
     }

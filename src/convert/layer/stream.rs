@@ -83,6 +83,17 @@ pub enum LayerError {
     Stopped,
 }
 
+impl LayerError {
+    /// Whether the bytes are not those of the blob that the manifest names.
+    pub(crate) fn is_of_another_blob(&self) -> bool {
+        match self {
+            LayerError::TooLong { .. } | LayerError::Size { .. } => true,
+            LayerError::Digest { part, .. } => *part == Part::Blob,
+            _ => false,
+        }
+    }
+}
+
 /// Tar bytes of a layer that carry a verdict at their end.
 pub trait LayerStream: Read {
     /// Reads whatever is left and gives the verdict: every byte fetched, every digest as it should be.

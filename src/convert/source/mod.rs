@@ -68,6 +68,13 @@ pub trait Source: Send + Sync + std::fmt::Debug {
 
     /// Opens the blob of layer `index` (0 = bottom) from its start; may be called more than once.
     fn open_layer(&self, index: usize) -> Result<Box<dyn Read + Send>, SourceError>;
+
+    /// Notes that what was read of layer `index` was not that layer: `why`, in one line. Whether opening it again may give
+    /// the bytes of another place; an error if several places have it and none rightly.
+    fn distrust_layer(&self, index: usize, why: &str) -> Result<bool, SourceError> {
+        let _ = (index, why);
+        Ok(false)
+    }
 }
 
 /// Resolves `reference` to one image. Manifest and config are read and verified; no layer is touched yet.

@@ -54,7 +54,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    fn new() -> World {
+    pub(crate) fn new() -> World {
         World {
             image: Image::sample(),
             options: options(),
@@ -181,11 +181,16 @@ impl World {
 /// Runs scenarios, each in a world of its own.
 pub(crate) fn run(scenarios: &[Scenario]) {
     for (name, outcome, set_up) in scenarios {
-        println!("scenario: {name}");
         let mut world = World::new();
         set_up(&mut world);
-        world.check(name, *outcome);
+        run_in(world, name, *outcome);
     }
+}
+
+/// Runs one scenario in a world that was set up for it.
+pub(crate) fn run_in(world: World, name: &str, outcome: Outcome) {
+    println!("scenario: {name}");
+    world.check(name, outcome);
 }
 
 /// An error with its causes, its innards and its hints: all that a user might see.

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::error::RegistryError;
 use super::failure::body_error;
 use super::http::Answer;
-use super::servers::Servers;
+use super::servers::{Search, Servers};
 use crate::image::digest::Digest;
 
 /// Progress that earns the full number of retries again, bytes.
@@ -22,8 +22,9 @@ const DISCARD_BYTES: usize = 64 << 10;
 /// Reads one blob; cut off at its size, resumed when the connection breaks, its digest not checked.
 pub(super) struct BlobReader {
     servers: Arc<Servers>,
-    /// The one asked now.
-    server: usize,
+    search: Search,
+    /// It is known that the server asked now gave some of it.
+    giver_is_noted: bool,
     digest: Digest,
     size: u64,
     position: u64,
@@ -49,10 +50,11 @@ impl BlobReader {
         digest: Digest,
         size: u64,
     ) -> Result<BlobReader, RegistryError> {
-        let server = servers.first_for_blobs();
+        let search = servers.search_blob();
         let mut reader = BlobReader {
             servers,
-            server,
+            search,
+            giver_is_noted: false,
             digest,
             size,
             position: 0,
@@ -67,7 +69,7 @@ impl BlobReader {
     }
 
     fn client(&self) -> Result<&Client, RegistryError> {
-        self.servers.client(self.server)
+        self.servers.asked(&self.search)
     }
 
     /// Makes requests until one can be read from.
@@ -112,8 +114,8 @@ impl BlobReader {
         } else {
             error
         };
-        self.server = self.servers.next_for_blobs(self.server, error)?;
-        (self.failures, self.restarts, self.tag) = (0, 0, None);
+        self.servers.go_on(&mut self.search, error)?;
+        (self.failures, self.restarts, self.tag, self.giver_is_noted) = (0, 0, None, false);
         Ok(())
     }
 
@@ -168,7 +170,8 @@ impl BlobReader {
         format!("blob {}", self.digest)
     }
 
-    /// At the end the server must be silent too: a longer blob is another blob.
+    /// At the end the server must be silent too: a longer blob is another blob. Whether the bytes before are right all the
+    /// same is for the digest to tell, if another server can be asked should they not be.
     fn check_end(&mut self) -> Result<(), RegistryError> {
         let Some(mut body) = self.body.take() else { return Ok(()) };
         match body.input.read(&mut [0]) {
@@ -185,7 +188,10 @@ impl BlobReader {
         loop {
             let rest = self.size.saturating_sub(self.position);
             if rest == 0 {
-                return self.check_end().map(|()| 0);
+                return match self.check_end() {
+                    Ok(()) => Ok(0),
+                    Err(error) => self.turn_to_the_next(error).map(|()| 0),
+                };
             }
             if self.body.is_none() {
                 self.connect()?;
@@ -196,6 +202,10 @@ impl BlobReader {
             match result {
                 Ok(count) => {
                     self.position = self.position.saturating_add(count as u64);
+                    if !self.giver_is_noted {
+                        self.servers.note_giver(&self.search, &self.digest);
+                        self.giver_is_noted = true;
+                    }
                     return Ok(count);
                 }
                 Err(error) => self.failed(error)?,

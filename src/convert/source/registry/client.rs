@@ -172,7 +172,7 @@ impl Client {
                     self.wait(tries, &error);
                     tries = tries.saturating_add(1);
                 }
-                Err(error) => return Err(error.after(tries.saturating_add(1))),
+                Err(error) => return Err(error.after_tries(tries.saturating_add(1))),
                 Ok(value) => return Ok(value),
             }
         }

@@ -218,6 +218,24 @@ pub enum RegistryError {
         /// Bytes; at least.
         actual: u64,
     },
+    /// A blob that came whole turned out to be another one.
+    #[error("{host} sends something else as {what}: {why}")]
+    NotTheBlob {
+        /// The server.
+        host: String,
+        /// `blob sha256:...`.
+        what: String,
+        /// How that showed.
+        why: String,
+    },
+    /// Several servers were asked, and each is at fault.
+    #[error("neither a mirror ({}) nor the registry gives it", .mirrors.join("; "))]
+    Everywhere {
+        /// What was wrong with each mirror, in one line.
+        mirrors: Vec<String>,
+        /// What is wrong with the registry.
+        source: Box<RegistryError>,
+    },
     /// A layer that the registry does not have itself.
     #[error("{what} is not in the registry but, says the manifest, at {place}: {why}")]
     Foreign {
@@ -289,6 +307,7 @@ impl RegistryError {
             | RegistryError::WrongDigest { .. }
             | RegistryError::WrongSize { .. }
             | RegistryError::TooLarge { .. }
+            | RegistryError::Everywhere { .. }
             | RegistryError::Resume { .. } => false,
             RegistryError::BrokenOff { source, .. } => source.is_of_the_server(),
             RegistryError::Status { status, .. } => super::retry::is_transient(*status),
@@ -296,8 +315,27 @@ impl RegistryError {
         }
     }
 
+    /// Whether there is no such thing, at the registry itself if there are mirrors.
+    pub(super) fn is_not_found(&self) -> bool {
+        match self {
+            RegistryError::NotFound { .. } => true,
+            RegistryError::Everywhere { source, .. } => source.is_not_found(),
+            _ => false,
+        }
+    }
+
+    /// The same error of the last server to ask, after those of mirrors.
+    pub(super) fn after(self, mirrors: Vec<String>) -> RegistryError {
+        match self {
+            error if mirrors.is_empty() => error,
+            // Asking for a tag asks for a digest too, of the same servers.
+            RegistryError::Everywhere { source, .. } => RegistryError::Everywhere { mirrors, source },
+            error => RegistryError::Everywhere { mirrors, source: Box::new(error) },
+        }
+    }
+
     /// The same error after so many requests.
-    pub(super) fn after(self, requests: u32) -> RegistryError {
+    pub(super) fn after_tries(self, requests: u32) -> RegistryError {
         match self {
             RegistryError::RateLimited { host, message, asked, .. } => {
                 RegistryError::RateLimited { host, tries: requests, message, asked }
@@ -352,7 +390,12 @@ impl Hint for RegistryError {
             RegistryError::Foreign { .. } => {
                 "push the image again with its layers, as docker and skopeo do today".to_owned()
             }
-            RegistryError::BrokenOff { source, .. } => return source.hints(),
+            RegistryError::BrokenOff { source, .. } | RegistryError::Everywhere { source, .. } => {
+                return source.hints();
+            }
+            RegistryError::NotTheBlob { .. } => {
+                "the image was damaged where it is kept or on its way: push it again".to_owned()
+            }
             _ => return Vec::new(),
         };
         vec![line]

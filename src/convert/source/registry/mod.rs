@@ -26,8 +26,9 @@ pub mod short_names;
 mod trust;
 mod url;
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use auth_file::{AuthFile, helper_key};
 pub use credential_helper::{CredentialHelper, HelperError};
@@ -57,6 +58,8 @@ pub(super) struct RegistrySource {
     image: SourceImage,
     /// For each layer the places that it may be at instead.
     urls: Vec<Vec<String>>,
+    /// Those of layers that are fetched from there.
+    stores: Mutex<BTreeMap<usize, Arc<Servers>>>,
     /// The registry is on this machine.
     near: bool,
     options: RegistryOptions,
@@ -85,19 +88,34 @@ impl RegistrySource {
         let urls = resolved.manifest.layers.iter().map(|layer| layer.urls.clone()).collect();
         let image = Outline::of(resolved, origin).finish(&bytes, &options.platform)?;
         let near = Url::of_api(reference.api_host(), true).is_some_and(|url| url.is_this_machine());
-        Ok(RegistrySource { servers, image, urls, near, options: options.registry.clone() })
+        Ok(RegistrySource {
+            servers,
+            image,
+            urls,
+            stores: Mutex::default(),
+            near,
+            options: options.registry.clone(),
+        })
     }
 
     /// The blob of layer `index`, from the registry if it has it.
     fn open_blob(&self, index: usize, digest: &Digest, size: u64) -> Result<BlobReader, RegistryError> {
+        if let Some(stores) = self.stores_of(index) {
+            return BlobReader::open(stores, digest.clone(), size);
+        }
         let absent = match BlobReader::open(Arc::clone(&self.servers), digest.clone(), size) {
-            Err(error @ RegistryError::NotFound { .. }) => error,
+            Err(error) if error.is_not_found() => error,
             other => return other,
         };
         let urls = self.urls.get(index).filter(|urls| !urls.is_empty()).ok_or(absent)?;
-        let stores = foreign::stores(urls, digest, self.near, &self.options)?;
+        let stores = Arc::new(foreign::stores(urls, digest, self.near, &self.options)?);
         log::info!("blob {digest} is not in the registry; fetching it from where the manifest says");
-        BlobReader::open(Arc::new(stores), digest.clone(), size)
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).insert(index, Arc::clone(&stores));
+        BlobReader::open(stores, digest.clone(), size)
+    }
+
+    fn stores_of(&self, index: usize) -> Option<Arc<Servers>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).get(&index).cloned()
     }
 }
 
@@ -123,5 +141,12 @@ impl Source for RegistrySource {
         let blob =
             self.open_blob(index, &digest, size).map_err(|source| failed(&self.image.origin, source))?;
         Ok(Box::new(blob))
+    }
+
+    fn distrust_layer(&self, index: usize, why: &str) -> Result<bool, SourceError> {
+        let digest = self.image.layers.get(index).and_then(|layer| layer.digest.as_ref());
+        let Some(digest) = digest else { return Ok(false) };
+        let servers = self.stores_of(index).unwrap_or_else(|| Arc::clone(&self.servers));
+        servers.distrust(digest, why).map_err(|error| failed(&self.image.origin, error))
     }
 }

@@ -1,6 +1,7 @@
-//! The servers of one image: each is asked in turn, and the next one takes over where one fails.
+//! The servers of one image: each is asked in turn, and the next one takes over where one fails or lies.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::client::{Client, Document};
 use super::documents::Documents;
@@ -21,14 +22,16 @@ pub(super) struct Servers {
     documents: Option<Documents>,
     /// The reference itself names a digest.
     pinned: bool,
+    /// Which servers gave bytes of which blob.
+    givers: Mutex<BTreeMap<Digest, BTreeSet<usize>>>,
 }
 
 #[derive(Debug)]
 struct Server {
     client: Client,
     serves: Serves,
-    /// It failed as a whole and is not asked again.
-    down: AtomicBool,
+    /// Why it is not asked again: it failed as a whole, or it gave something else for a blob.
+    fault: OnceLock<String>,
 }
 
 /// What a thing is named by.
@@ -36,6 +39,15 @@ struct Server {
 enum Named {
     ByTag,
     ByDigest,
+}
+
+/// The search for one thing: who is asked for it now.
+#[derive(Debug)]
+pub(super) struct Search {
+    named: Named,
+    number: usize,
+    /// Why the servers before were passed over.
+    faults: Vec<String>,
 }
 
 impl Servers {
@@ -52,20 +64,25 @@ impl Servers {
             } else {
                 (Client::new(endpoint, &for_mirror(options))?, endpoint.serves)
             };
-            Ok(Server { client, serves, down: AtomicBool::new(false) })
+            Ok(Server { client, serves, fault: OnceLock::new() })
         });
         let documents = options.documents.clone().map(Documents::new);
-        Ok(Servers { servers: servers.collect::<Result<_, _>>()?, documents, pinned })
+        Ok(Servers {
+            servers: servers.collect::<Result<_, _>>()?,
+            documents,
+            pinned,
+            givers: Mutex::default(),
+        })
     }
 
     /// Places outside of registries that have one blob.
     pub(super) fn of_stores(urls: Vec<Url>, options: &RegistryOptions) -> Result<Servers, RegistryError> {
         let server = |url| {
             let client = Client::of_store(url, options)?;
-            Ok(Server { client, serves: Serves::All, down: AtomicBool::new(false) })
+            Ok(Server { client, serves: Serves::All, fault: OnceLock::new() })
         };
         let servers = urls.into_iter().map(server).collect::<Result<_, _>>()?;
-        Ok(Servers { servers, documents: None, pinned: true })
+        Ok(Servers { servers, documents: None, pinned: true, givers: Mutex::default() })
     }
 
     /// The manifest or index that `reference` names, as the first server that has it gives it; verified.
@@ -83,7 +100,7 @@ impl Servers {
             let Some(digest) = client.digest_of(tag)? else { return client.manifest_by_tag(tag) };
             match self.document(&digest) {
                 // The tag has moved on meanwhile, or the registry names what it does not serve.
-                Err(RegistryError::NotFound { .. }) => client.manifest_by_tag(tag),
+                Err(error) if error.is_not_found() => client.manifest_by_tag(tag),
                 other => other,
             }
         })
@@ -124,58 +141,109 @@ impl Servers {
         named: Named,
         attempt: impl Fn(&Client) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let mut number = self.at_or_after(0, named);
+        let mut search = self.search(named);
         loop {
-            let client = self.client(number)?;
-            match attempt(client) {
+            match attempt(self.asked(&search)?) {
                 Ok(value) => return Ok(value),
-                Err(error) => number = self.instead_of(number, named, error)?,
+                Err(error) => self.go_on(&mut search, error)?,
             }
         }
     }
 
-    /// The server to ask first for a blob.
-    pub(super) fn first_for_blobs(&self) -> usize {
-        self.at_or_after(0, Named::ByDigest)
+    /// Begins to look for a blob.
+    pub(super) fn search_blob(&self) -> Search {
+        self.search(Named::ByDigest)
     }
 
-    /// The server to ask for a blob in place of server `number`, which failed; the error is back if there is none.
-    pub(super) fn next_for_blobs(&self, number: usize, error: RegistryError) -> Result<usize, RegistryError> {
-        self.instead_of(number, Named::ByDigest, error)
+    fn search(&self, named: Named) -> Search {
+        let mut search = Search { named, number: 0, faults: Vec::new() };
+        self.pass_over(&mut search);
+        search
     }
 
-    /// Server `number`.
-    pub(super) fn client(&self, number: usize) -> Result<&Client, RegistryError> {
-        let server = self.servers.get(number).or_else(|| self.servers.last());
+    /// The server that is asked now.
+    pub(super) fn asked(&self, search: &Search) -> Result<&Client, RegistryError> {
+        let server = self.servers.get(search.number).or_else(|| self.servers.last());
         server.map(|server| &server.client).ok_or_else(|| RegistryError::BadHost(String::new()))
     }
 
-    fn instead_of(&self, number: usize, named: Named, error: RegistryError) -> Result<usize, RegistryError> {
-        let next = number.saturating_add(1);
-        let (Some(server), true) = (self.servers.get(number), next < self.servers.len()) else {
-            return Err(error);
+    /// Turns to the next server, since the one asked now failed. If there is none, the error names the fault of each.
+    pub(super) fn go_on(&self, search: &mut Search, error: RegistryError) -> Result<(), RegistryError> {
+        let Some(server) = self.servers.get(search.number).filter(|_| !self.is_last(search.number)) else {
+            return Err(error.after(std::mem::take(&mut search.faults)));
         };
+        let fault = server.at_fault(&error.in_one_line());
         if error.is_of_the_server() {
-            server.down.store(true, Ordering::Relaxed);
+            server.pass_over_from_now_on(&fault);
         }
-        let next = self.at_or_after(next, named);
-        log::info!("{}; asking {} instead", error.in_one_line(), self.client(next)?.name());
-        Ok(next)
+        search.faults.push(fault.clone());
+        search.number = search.number.saturating_add(1);
+        self.pass_over(search);
+        log::info!("{fault}; asking {} instead", self.asked(search)?.name());
+        Ok(())
     }
 
-    /// The first server from `number` on that is to be asked. The last one always is.
-    fn at_or_after(&self, number: usize, named: Named) -> usize {
-        let wanted = |server: &Server| {
+    /// Moves on to the first server that is to be asked. The last one always is.
+    fn pass_over(&self, search: &mut Search) {
+        while let Some(server) = self.servers.get(search.number).filter(|_| !self.is_last(search.number)) {
             let serves = match server.serves {
                 Serves::All => true,
-                Serves::DigestsOnly => named == Named::ByDigest,
+                Serves::DigestsOnly => search.named == Named::ByDigest,
                 Serves::TagsOnly => !self.pinned,
             };
-            serves && !server.down.load(Ordering::Relaxed)
+            match server.fault.get() {
+                None if serves => return,
+                Some(fault) if serves => search.faults.push(fault.clone()),
+                _ => {}
+            }
+            search.number = search.number.saturating_add(1);
+        }
+    }
+
+    fn is_last(&self, number: usize) -> bool {
+        number.saturating_add(1) >= self.servers.len()
+    }
+
+    /// Remembers that the server asked now gave bytes of a blob.
+    pub(super) fn note_giver(&self, search: &Search, blob: &Digest) {
+        let mut givers = self.givers.lock().unwrap_or_else(PoisonError::into_inner);
+        givers.entry(blob.clone()).or_default().insert(search.number);
+    }
+
+    /// What came as `blob` was something else. Of the servers that had a part in it the first is not asked again in this
+    /// run, so there are never more new beginnings than servers. Whether there is another to ask; the error is that of
+    /// all, if there were several.
+    pub(super) fn distrust(&self, blob: &Digest, why: &str) -> Result<bool, RegistryError> {
+        let mut givers = self.givers.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = givers.get(blob).and_then(BTreeSet::first).copied();
+        let Some((number, server)) = first.and_then(|number| Some((number, self.servers.get(number)?)))
+        else {
+            return Ok(false);
         };
-        let last = self.servers.len().saturating_sub(1);
-        let found = self.servers.iter().enumerate().skip(number).find(|(_, server)| wanted(server));
-        found.map_or(last, |(number, _)| number)
+        let (host, what) = (server.client.name().to_owned(), format!("blob {blob}"));
+        let error = RegistryError::NotTheBlob { host, what, why: why.to_owned() };
+        if !self.is_last(number) {
+            let fault = server.at_fault(&error.in_one_line());
+            log::warn!("{fault}; beginning anew without it");
+            server.pass_over_from_now_on(&fault);
+            givers.clear();
+            return Ok(true);
+        }
+        let faults = self.search_blob().faults;
+        if faults.is_empty() { Ok(false) } else { Err(error.after(faults)) }
+    }
+}
+
+impl Server {
+    /// `why`, with the name of the server.
+    fn at_fault(&self, why: &str) -> String {
+        let name = self.client.name();
+        if why.contains(name) { why.to_owned() } else { format!("{name}: {why}") }
+    }
+
+    fn pass_over_from_now_on(&self, fault: &str) {
+        // The first fault is as good a reason as any.
+        let _ = self.fault.set(fault.to_owned());
     }
 }
 
