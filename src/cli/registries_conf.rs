@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::registry::path;
 use crate::cli::report::{Failure, chain};
 use crate::convert::source::registry::RegistriesConf;
+use crate::sys::file;
 
 const SYSTEM: &str = "/etc/containers";
 
@@ -74,21 +75,15 @@ fn files(environment: Environment, exists: &dyn Fn(&Path) -> bool) -> Files {
 
 /// The `*.conf` of a directory that need not exist, in the order of their names.
 fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error| Failure::plain(format!("cannot read {}: {}", directory.display(), chain(&error)));
-    let entries = match std::fs::read_dir(directory) {
+    let mut paths = match file::list(directory) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
         }
-        result => result.map_err(failed)?,
+        listed => listed.map_err(|error| {
+            Failure::plain(format!("cannot read {}: {}", directory.display(), chain(&error)))
+        })?,
     };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "conf") && path.is_file() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "conf") && path.is_file());
     Ok(paths)
 }
 

@@ -81,6 +81,21 @@ pub fn names(directory: BorrowedFd<'_>) -> Vec<OsString> {
     entries.iter().map_while(Result::ok).map(name).collect()
 }
 
+/// What is in the directory `path`, sorted.
+pub fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let opened = open_directory(path).map_err(|error| std::io::Error::from(error.errno))?;
+    // Not std's, for the same reason.
+    let mut paths = Vec::new();
+    for entry in Dir::from_fd(opened)?.iter() {
+        match entry?.file_name().to_bytes() {
+            b"." | b".." => {}
+            name => paths.push(path.join(OsStr::from_bytes(name))),
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
 /// Opens a regular file for reading; none if there is no such file, a link included.
 pub fn open_regular(directory: BorrowedFd<'_>, name: &OsStr) -> Option<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;

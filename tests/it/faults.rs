@@ -10,12 +10,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use serde_json::json;
 
 use crate::busybox_image::{assert_fails, docker_archive, names_in};
 use crate::layer_building::{Member, tar};
+use crate::registry::scripted::Scripted;
 use crate::sources::layout::{Image, Layout, Packing};
 use crate::support::{self, Random, as_user, binary, hpcrun, run, text};
 
@@ -32,10 +33,12 @@ enum Way {
     Named,
     /// An older file is replaced.
     Force,
+    /// As `Unnamed`, from a registry, and its layers are kept in a cache.
+    Pulled,
 }
 
 impl Way {
-    const ALL: [Way; 3] = [Way::Unnamed, Way::Named, Way::Force];
+    const ALL: [Way; 4] = [Way::Unnamed, Way::Named, Way::Force, Way::Pulled];
 }
 
 /// A source, the image file that is made of it, and a place to make it in.
@@ -44,6 +47,8 @@ struct Bench {
     source: String,
     way: Way,
     expected: Vec<u8>,
+    /// Serves the source.
+    _registry: Option<Scripted>,
 }
 
 /// What stands at the destination before `--force`.
@@ -58,7 +63,13 @@ impl Bench {
             tar(&[Member::directory("d/"), Member::file("d/noise", noise), Member::file("d/text", "text")]),
             tar(&[Member::file("d/.wh.text", ""), Member::symlink("link", "d")]),
         ];
+        let mut registry = None;
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let source = match way {
+            Way::Pulled => {
+                let image = Image::new(architecture, &tars, Packing::Gzip);
+                registry.insert(Scripted::of(image, |_, _, reply| reply)).source()
+            }
             Way::Unnamed => {
                 let path = dir.path().join("image.tar");
                 fs::write(&path, docker_archive(&json!({}), &tars)).unwrap();
@@ -66,7 +77,6 @@ impl Bench {
             }
             Way::Named | Way::Force => {
                 let packing = if way == Way::Named { Packing::Gzip } else { Packing::Zstd };
-                let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
                 let path = dir.path().join("layout");
                 Layout::of(&path, &Image::new(architecture, &tars, packing));
                 format!("oci:{}", path.display())
@@ -75,7 +85,7 @@ impl Bench {
         let out = dir.path().join("out");
         fs::create_dir(&out).unwrap();
         fs::set_permissions(&out, PermissionsExt::from_mode(0o777)).unwrap();
-        let mut bench = Bench { dir, source, way, expected: Vec::new() };
+        let mut bench = Bench { dir, source, way, expected: Vec::new(), _registry: registry };
         support::stdout(&mut bench.convert(hpcrun(["convert"])));
         bench.expected = fs::read(bench.image()).unwrap();
         bench
@@ -83,6 +93,10 @@ impl Bench {
 
     fn out(&self) -> PathBuf {
         self.dir.path().join("out")
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
     }
 
     fn image(&self) -> PathBuf {
@@ -93,6 +107,9 @@ impl Bench {
     fn convert(&self, mut command: Command) -> Command {
         if self.way == Way::Force {
             command.arg("--force");
+        }
+        if self.way == Way::Pulled {
+            command.arg("--layer-cache").arg(self.cache());
         }
         command.args(["--quiet", "--jobs", "1"]).arg(&self.source).arg(self.image());
         command
@@ -106,6 +123,7 @@ impl Bench {
         if self.way == Way::Force {
             fs::write(self.image(), OLDER).unwrap();
         }
+        let _ = fs::remove_dir_all(self.cache());
     }
 
     /// A conversion under strace with these options.
@@ -129,22 +147,28 @@ impl Bench {
 
     /// How often each of the calls is made by the thread that makes it most.
     fn count(&self) -> BTreeMap<String, usize> {
+        let mut counts = self.count_of(&[format!("--trace={CALLS}")]);
+        counts.extend(self.count_of(&self.openat()));
+        counts
+    }
+
+    /// The same of the calls that these options trace.
+    fn count_of(&self, options: &[String]) -> BTreeMap<String, usize> {
+        self.reset();
+        let output = self.traced(options);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let mut of_threads: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for line in fs::read_to_string(self.log()).unwrap().lines() {
+            let (thread, call) = line.split_once(' ').unwrap();
+            let begun = call.trim_start().split_once('(').filter(|(name, _)| !name.starts_with('<'));
+            if let Some((name, _)) = begun {
+                *of_threads.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
+            }
+        }
         let mut counts = BTreeMap::new();
-        for options in [vec![format!("--trace={CALLS}")], self.openat()] {
-            self.reset();
-            let output = self.traced(&options);
-            assert!(output.status.success(), "{}", text(&output.stderr));
-            let mut of_threads: BTreeMap<(String, String), usize> = BTreeMap::new();
-            for line in fs::read_to_string(self.log()).unwrap().lines() {
-                let (thread, call) = line.split_once(' ').unwrap();
-                if let Some((name, _)) = call.trim_start().split_once('(') {
-                    *of_threads.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
-                }
-            }
-            for ((_, name), count) in of_threads {
-                let most: &mut usize = counts.entry(name).or_default();
-                *most = (*most).max(count);
-            }
+        for ((_, name), count) in of_threads {
+            let most: &mut usize = counts.entry(name).or_default();
+            *most = (*most).max(count);
         }
         counts
     }
@@ -225,7 +249,9 @@ fn every_call_fails(way: Way) {
             }
             if output.status.success() {
                 // Nobody asks what came of closing, and leftovers of others may stay unseen.
-                let may_pass = error == "EINTR" || ["close", "openat"].contains(&call.as_str());
+                // A registry is asked again, and nothing depends on the cache.
+                let may_pass =
+                    error == "EINTR" || ["close", "openat"].contains(&call.as_str()) || way == Way::Pulled;
                 assert!(may_pass, "{context} passes");
                 assert!(bench.assert_good(&context), "{context}: no file");
             } else {
@@ -253,6 +279,50 @@ fn every_call_fails_where_a_temporary_is_renamed() {
 #[test]
 fn every_call_fails_where_a_file_is_replaced() {
     every_call_fails(Way::Force);
+}
+
+#[test]
+fn every_call_fails_during_a_pull() {
+    every_call_fails(Way::Pulled);
+}
+
+/// The calls that a registry is spoken to with; a fault of any of them is made good by asking again, after a second.
+#[test]
+fn every_call_on_a_socket_fails_once() {
+    let bench = Bench::new(Way::Pulled);
+    bench.reset();
+    let calls = ["socket", "connect", "sendto", "recvfrom", "setsockopt"];
+    let counts = bench.count_of(&[format!("--trace={}", calls.join(","))]);
+    let faults: Vec<(&str, &str, usize)> = counts
+        .iter()
+        .flat_map(|(call, count)| {
+            let error = match call.as_str() {
+                "socket" => "EMFILE",
+                "connect" => "ETIMEDOUT",
+                _ => "ECONNRESET",
+            };
+            // Of the many that read a layer some will do.
+            (1..=*count).filter(|nth| *nth <= 4 || nth % 16 == 0).map(move |nth| (call.as_str(), error, nth))
+        })
+        .collect();
+    assert!(faults.len() > 12, "{faults:?}");
+    let next = Mutex::new(faults.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let bench = Bench::new(Way::Pulled);
+                loop {
+                    let Some((call, error, nth)) = next.lock().unwrap().next() else { return };
+                    let context = format!("{call} number {nth}: {error}");
+                    bench.reset();
+                    let output = bench.traced(&bench.inject(call, &format!("error={error}:when={nth}")));
+                    assert!(output.status.success(), "{context}: {}", text(&output.stderr));
+                    assert!(bench.assert_good(&context), "{context}: no file");
+                    assert_eq!(names_in(&bench.out()), ["app.sqsh"], "{context}");
+                }
+            });
+        }
+    });
 }
 
 /// SIGKILL cannot be handled: what it leaves must be of no harm, and gone after the next conversion.

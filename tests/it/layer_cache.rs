@@ -779,7 +779,7 @@ fn cached_layers_are_not_fetched_from_a_registry() {
 #[test]
 fn a_killed_conversion_leaves_nothing_that_stays() {
     let all = Conversions::new();
-    let abandoned = all.path("cache/.hpcrun-1-1.partial");
+    let abandoned = all.path("cache/.hpcrun-elsewhere-1-1.partial");
     fs::write(&abandoned, "left by SIGKILL where files must have a name").unwrap();
     File::open(&abandoned)
         .unwrap()
@@ -787,8 +787,8 @@ fn a_killed_conversion_leaves_nothing_that_stays() {
         .unwrap();
     all.run(all.cached("one", "one"), "one");
     assert_eq!(all.leftovers(), Vec::<String>::new());
-    let fresh = all.path("cache/.hpcrun-1-2.partial");
+    let fresh = all.path("cache/.hpcrun-elsewhere-1-2.partial");
     File::create(&fresh).unwrap().write_all_at(b"in use", 0).unwrap();
     all.run(all.cached("two", "two"), "two");
-    assert_eq!(all.leftovers(), [".hpcrun-1-2.partial"]);
+    assert_eq!(all.leftovers(), [".hpcrun-elsewhere-1-2.partial"]);
 }

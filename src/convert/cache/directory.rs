@@ -21,8 +21,6 @@ const SUFFIX: &str = ".layer";
 const MODE: u32 = 0o644;
 /// A layer used so recently is not removed: another process may be about to open it.
 const YOUNG: Duration = Duration::from_secs(10 * 60);
-/// A temporary so old has no owner any more.
-const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -32,7 +30,7 @@ pub(super) struct Directory {
     limit: u64,
 }
 
-/// A file in the directory.
+/// A layer in the directory.
 #[derive(Debug)]
 struct Found {
     used: SystemTime,
@@ -86,14 +84,10 @@ impl Directory {
     pub(super) fn make_room(&self, bytes: u64) -> bool {
         let now = SystemTime::now();
         let age = |found: &Found| now.duration_since(found.used).unwrap_or_default();
-        let (layers, others): (Vec<_>, Vec<_>) =
-            self.list().into_iter().partition(|found| has_suffix(&found.name, SUFFIX));
-        for temporary in others.iter().filter(|found| age(found) > ABANDONED && is_temporary(&found.name)) {
-            self.remove(&temporary.name);
-        }
-        let mut used: u64 = layers.iter().map(|found| found.bytes).sum();
+        Temporary::sweep(self.fd.as_fd());
+        let mut oldest_first = self.layers();
+        let mut used: u64 = oldest_first.iter().map(|found| found.bytes).sum();
         let room = self.limit.saturating_sub(bytes);
-        let mut oldest_first = layers;
         oldest_first.sort_unstable_by(|a, b| (a.used, &a.name).cmp(&(b.used, &b.name)));
         for layer in oldest_first {
             if used <= room || bytes > self.limit || age(&layer) < YOUNG {
@@ -106,15 +100,13 @@ impl Directory {
         used <= room && bytes <= self.limit
     }
 
-    fn list(&self) -> Vec<Found> {
-        // By its path, which is its owner's to change; what is removed is removed by the descriptor.
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return Vec::new() };
-        let found = |entry: std::fs::DirEntry| {
-            let metadata = entry.metadata().ok().filter(Metadata::is_file)?;
-            let used = metadata.modified().ok()?;
-            Some(Found { used, name: entry.file_name(), bytes: metadata.blocks() * 512 })
+    fn layers(&self) -> Vec<Found> {
+        let found = |name: OsString| {
+            let metadata = file::open_regular(self.fd.as_fd(), &name)?.metadata().ok()?;
+            Some(Found { used: metadata.modified().ok()?, name, bytes: metadata.blocks() * 512 })
         };
-        entries.filter_map(|entry| found(entry.ok()?)).collect()
+        let names = file::names(self.fd.as_fd()).into_iter();
+        names.filter(|name| name.as_encoded_bytes().ends_with(SUFFIX.as_bytes())).filter_map(found).collect()
     }
 
     fn remove(&self, name: &OsStr) {
@@ -170,15 +162,6 @@ fn distrust(metadata: &Metadata) -> Option<&'static str> {
     }
 }
 
-fn has_suffix(name: &OsStr, suffix: &str) -> bool {
-    name.as_encoded_bytes().ends_with(suffix.as_bytes())
-}
-
-/// A name that [`Temporary`] gives.
-fn is_temporary(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".hpcrun-") && has_suffix(name, ".partial")
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -198,11 +181,13 @@ mod tests {
     }
 
     fn names(directory: &Directory) -> Vec<String> {
-        let mut names: Vec<_> =
-            directory.list().into_iter().map(|found| found.name.into_string().unwrap()).collect();
+        let names = file::names(directory.fd.as_fd()).into_iter().map(|name| name.into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.trim_matches('.').is_empty()).collect();
         names.sort();
         names
     }
+
+    const LEFT: &str = ".hpcrun-elsewhere-3.partial";
 
     #[test]
     fn the_oldest_go_first_and_the_young_stay() {
@@ -212,17 +197,17 @@ mod tests {
             put(&directory, name, 8192, hours(age));
         }
         put(&directory, "unrelated", 8192, hours(100));
-        put(&directory, ".hpcrun-1-2.partial", 8192, hours(25));
-        put(&directory, ".hpcrun-1-3.partial", 8192, hours(23));
+        put(&directory, ".hpcrun-elsewhere-2.partial", 8192, hours(25));
+        put(&directory, LEFT, 8192, hours(23));
         assert!(directory.make_room(8192));
-        let kept = [".hpcrun-1-3.partial", "a.layer", "b.layer", "c.layer", "d.layer", "unrelated"];
+        let kept = [LEFT, "a.layer", "b.layer", "c.layer", "d.layer", "unrelated"];
         assert_eq!(names(&directory), kept);
         assert!(directory.make_room(20_000));
-        assert_eq!(names(&directory), [".hpcrun-1-3.partial", "a.layer", "c.layer", "unrelated"]);
+        assert_eq!(names(&directory), [LEFT, "a.layer", "c.layer", "unrelated"]);
         assert!(!directory.make_room(40_961), "larger than the cache");
-        assert_eq!(names(&directory), [".hpcrun-1-3.partial", "a.layer", "c.layer", "unrelated"]);
+        assert_eq!(names(&directory), [LEFT, "a.layer", "c.layer", "unrelated"]);
         assert!(!directory.make_room(40_960), "one is too young to go");
-        assert_eq!(names(&directory), [".hpcrun-1-3.partial", "c.layer", "unrelated"]);
+        assert_eq!(names(&directory), [LEFT, "c.layer", "unrelated"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::endpoints::{ClientCertificate, Tls};
 use super::error::RegistryError;
+use crate::sys::file;
 
 /// What the directories say of `authority` (`host[:port]`): every `*.crt` is an authority, the first `NAME.cert` with its
 /// `NAME.key` is shown to servers that ask for one.
@@ -22,8 +23,7 @@ pub(super) fn tls_of(authority: &str, directories: &[PathBuf]) -> Result<Tls, Re
 
 /// What a directory that was named holds itself; it must be there.
 pub(super) fn named(directory: &Path) -> Result<Tls, RegistryError> {
-    std::fs::read_dir(directory).map_err(|source| unreadable(directory, source))?;
-    files_of(&list(directory)?)
+    files_of(&file::list(directory).map_err(|source| unreadable(directory, source))?)
 }
 
 fn unreadable(directory: &Path, source: std::io::Error) -> RegistryError {
@@ -32,24 +32,16 @@ fn unreadable(directory: &Path, source: std::io::Error) -> RegistryError {
 
 /// The files of a directory that need not exist, sorted.
 fn list(directory: &Path) -> Result<Vec<PathBuf>, RegistryError> {
-    let failed = |source| unreadable(directory, source);
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
+    match file::list(directory) {
         // What may not be read is for others: a site's docker daemon has its keys here.
         Err(error)
             if [ErrorKind::NotFound, ErrorKind::NotADirectory, ErrorKind::PermissionDenied]
                 .contains(&error.kind()) =>
         {
-            return Ok(Vec::new());
+            Ok(Vec::new())
         }
-        Err(error) => return Err(failed(error)),
-    };
-    let mut files = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    files.sort();
-    Ok(files)
+        listed => listed.map_err(|source| unreadable(directory, source)),
+    }
 }
 
 /// Whether the key may be read by us.

@@ -3,10 +3,10 @@
 //! Registries limit how many manifests one may fetch. What is kept is checked against its digest whenever it is read, so
 //! a damaged or forged file is no worse than a missing one.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 
 use crate::image::config::MAX_CONFIG_BYTES;
@@ -48,32 +48,35 @@ impl Documents {
     /// Complete or not at all under its name, whoever else writes it.
     fn try_put(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        self.make_room()?;
         let refused = |error: sys::Error| std::io::Error::from(error.errno);
         let directory = file::open_directory(&self.directory).map_err(refused)?;
+        make_room(directory.as_fd());
         let (temporary, mut file) = Temporary::create_file(directory.as_fd(), MODE).map_err(refused)?;
         file.write_all(bytes)?;
         temporary.replace(OsStr::new(&name(digest))).map_err(refused)
     }
 
-    /// Forgets the older half of a directory that is full, with whatever a killed process left there.
-    fn make_room(&self) -> std::io::Result<()> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            files.push((entry.metadata()?.modified()?, entry.path()));
-        }
-        if files.len() >= MOST {
-            files.sort();
-            files.truncate(MOST / 2);
-            // Another process may be at it too.
-            files.iter().for_each(|(_, path)| drop(fs::remove_file(path)));
-        }
-        Ok(())
-    }
-
     fn path(&self, digest: &Digest) -> PathBuf {
         self.directory.join(name(digest))
+    }
+}
+
+/// Forgets the older half of a directory that is full, and whatever a killed process left there.
+fn make_room(directory: BorrowedFd<'_>) {
+    Temporary::sweep(directory);
+    let names = file::names(directory);
+    if names.len() < MOST {
+        return;
+    }
+    let dated = |name: OsString| {
+        let metadata = file::open_regular(directory, &name)?.metadata().ok()?;
+        Some((metadata.modified().ok()?, name))
+    };
+    let mut files: Vec<_> = names.into_iter().filter_map(dated).collect();
+    files.sort();
+    for (_, name) in files.iter().take(MOST / 2) {
+        // Another process may be at it too.
+        let _ = file::unlink(directory, name);
     }
 }
 
