@@ -780,11 +780,7 @@ fn cached_layers_are_not_fetched_from_a_registry() {
 fn a_killed_conversion_leaves_nothing_that_stays() {
     let all = Conversions::new();
     let abandoned = all.path("cache/.hpcrun-elsewhere-1-1.partial");
-    fs::write(&abandoned, "left by SIGKILL where files must have a name").unwrap();
-    File::open(&abandoned)
-        .unwrap()
-        .set_modified(SystemTime::now() - Duration::from_secs(2 * 86_400))
-        .unwrap();
+    support::stdout(support::as_user("touch").args(["-d", "2 days ago"]).arg(&abandoned));
     all.run(all.cached("one", "one"), "one");
     assert_eq!(all.leftovers(), Vec::<String>::new());
     let fresh = all.path("cache/.hpcrun-elsewhere-1-2.partial");
