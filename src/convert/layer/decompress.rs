@@ -94,7 +94,10 @@ fn content_size(descriptor: u8, rest: &[u8]) -> Option<u64> {
 }
 
 /// The uncompressed bytes of `blob`. Bytes after the last gzip member or Zstandard frame are an error, as in Go.
-pub fn decoder<'a>(mut blob: impl BufRead + 'a, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decoder<'a>(
+    mut blob: impl BufRead + Send + 'a,
+    compression: Compression,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
     Ok(match compression {
         Compression::Plain => Box::new(blob),
         // Several members are normal: eStargz has one for each file.

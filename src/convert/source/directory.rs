@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use nix::sys::stat::{FileStat, SFlag};
 
-use super::whole::{bare_config, image_of};
+use super::whole::{bare_config, check_layer, image_of};
 use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::convert::generate::generate;
 use crate::convert::layer::tar::{END, Entry, EntryKind, Segment, can_hold_xattr, encode_header, padding_of};
@@ -86,10 +86,8 @@ impl Source for DirectoryTree {
     }
 
     fn open_layer(&self, index: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        check_layer(&self.image, index)?;
         let origin = self.image.origin.clone();
-        if index != 0 {
-            return Err(SourceError::NoLayer { origin, index });
-        }
         let failed = |source| SourceError::Read { path: origin.clone(), source };
         let root = self.root.try_clone().map_err(failed)?;
         let (ownership, shown) = (self.ownership, origin.clone());

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::whole::{bare_config, image_of};
+use super::whole::{bare_config, check_layer, image_of};
 use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::convert::export::{Purpose, WalkError, write_tar};
 use crate::convert::generate::generate;
@@ -98,10 +98,8 @@ impl Source for SquashfsFile {
     }
 
     fn open_layer(&self, index: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        check_layer(&self.image, index)?;
         let origin = self.image.origin.clone();
-        if index != 0 {
-            return Err(SourceError::NoLayer { origin, index });
-        }
         let filesystem = Arc::clone(&self.filesystem);
         let shown = origin.clone();
         let stream = generate("read-squashfs", move |out| {

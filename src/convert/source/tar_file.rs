@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::archive::{Packing, Slice, xz_decoder};
 use super::input::{is_readable_twice, standard_input};
-use super::whole::{bare_config, image_of};
+use super::whole::{bare_config, check_layer, image_of};
 use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::image::reference::STANDARD_INPUT;
 
@@ -75,10 +75,8 @@ impl Source for TarFile {
     }
 
     fn open_layer(&self, index: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        check_layer(&self.image, index)?;
         let origin = || self.image.origin.clone();
-        if index != 0 {
-            return Err(SourceError::NoLayer { origin: origin(), index });
-        }
         let mut input: Box<dyn Read + Send> = match &self.input {
             Input::File { file, length } => Box::new(Slice::new(file, 0, *length)),
             Input::Stream(stream) => {

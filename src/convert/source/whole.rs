@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{LayerInfo, SourceImage};
+use super::{LayerInfo, SourceError, SourceImage};
 use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::platform::Platform;
@@ -17,6 +17,14 @@ pub(super) fn image_of(origin: String, config: ImageConfig, size: Option<u64>) -
         config,
         layers: vec![LayerInfo { digest: None, diff_id: None, size, media_type: String::new() }],
         whole_tree: true,
+    }
+}
+
+/// Refuses any layer but the one that there is.
+pub(super) fn check_layer(image: &SourceImage, index: usize) -> Result<(), SourceError> {
+    match index {
+        0 => Ok(()),
+        index => Err(SourceError::NoLayer { origin: image.origin.clone(), index }),
     }
 }
 

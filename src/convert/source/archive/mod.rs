@@ -11,14 +11,14 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use crate::convert::layer::decompress::{Compression, decoder};
 use index::{Forward, Index, Member};
 
 /// Small members are kept while a compressed archive is indexed, so that its JSON costs no second pass.
 const KEPT_MEMBER_BYTES: u64 = 1 << 20;
 const KEPT_TOTAL_BYTES: u64 = 32 << 20;
-/// Decoder memory that a hostile archive can ask for, bytes.
+/// Memory that an xz archive can ask for, bytes.
 const DECODER_BYTES: u64 = 256 << 20;
-const ZSTD_WINDOW_LOG: u32 = 27;
 const MAX_LINKS: usize = 16;
 
 /// Why an archive cannot be used.
@@ -213,13 +213,8 @@ impl Archive {
         let input = BufReader::with_capacity(256 << 10, self.slice(0, self.length));
         let decoder: Box<dyn Read + Send> = match self.packing {
             Packing::Plain => Box::new(input),
-            Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-            Packing::Zstd => {
-                let mut decoder =
-                    zstd::stream::read::Decoder::with_buffer(input).map_err(ArchiveError::Read)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(ArchiveError::Read)?;
-                Box::new(decoder)
-            }
+            Packing::Gzip => decoder(input, Compression::Gzip).map_err(ArchiveError::Read)?,
+            Packing::Zstd => decoder(input, Compression::Zstd).map_err(ArchiveError::Read)?,
             Packing::Xz => Box::new(xz_decoder(input).map_err(ArchiveError::Read)?),
         };
         Ok(Unpacked(decoder))
