@@ -2,6 +2,7 @@
 //! Debian's docker-registry as the server and skopeo as the second opinion.
 
 mod server;
+pub(crate) mod socks;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::sources::layout::{Image, Layout};
 use crate::support;
 use server::{Reply, Server, registry};
+use socks::SocksProxy;
 
 /// A secret that must turn up nowhere but where it belongs.
 const CANARY: &str = "c4n4ry-s3cret";
@@ -796,8 +798,42 @@ fn a_proxy_leads_out() {
     let refusing = ConnectProxy::start(registry.port, Some("never"));
     let wrong = wrong.replace(&format!(":{}", proxy.port), &format!(":{}", refusing.port));
     check_contains(&run(pull("r.sqsh").args(["-vv"]).env("HTTPS_PROXY", &wrong), 125), "proxy");
-    let socks = format!("socks5://me:{CANARY}@127.0.0.1:1");
-    check_contains(&run(pull("s.sqsh").env("HTTPS_PROXY", &socks), 125), "SOCKS is not supported");
+    let socks = format!("socks4://me:{CANARY}@127.0.0.1:1");
+    check_contains(&run(pull("s.sqsh").env("HTTPS_PROXY", &socks), 125), "socks5 and socks5h proxies are");
     let nonsense = format!("http://me:{CANARY}@:x y");
     check_contains(&run(pull("t.sqsh").env("HTTPS_PROXY", &nonsense), 125), "its URL is malformed");
+}
+
+#[test]
+fn a_socks_proxy_leads_out() {
+    let world = World::new();
+    let registry = Server::of(Image::sample());
+    let (open, guarded) = (
+        SocksProxy::start(registry.address.port(), None),
+        SocksProxy::start(registry.address.port(), Some(("me", CANARY))),
+    );
+    let pull = |host: &str, dest: &str, variable: &str, proxy: &str| {
+        let image = format!("{host}/app:1");
+        let mut command = world.hpcrun(&["pull", "--platform=amd64", "--plain-http", &image, dest]);
+        command.env(variable, proxy);
+        command
+    };
+    let url = |scheme: &str, proxy: &SocksProxy| format!("{scheme}://127.0.0.1:{}", proxy.port);
+    let with_password =
+        |scheme: &str, password: &str| format!("{scheme}://me:{password}@127.0.0.1:{}", guarded.port);
+    run(&mut pull("registry.invalid:5000", "a.sqsh", "ALL_PROXY", &url("socks5h", &open)), 0);
+    run(&mut pull("registry.invalid", "b.sqsh", "http_proxy", &with_password("socks5h", CANARY)), 0);
+    let seen = open.seen();
+    assert!(!seen.is_empty() && seen.iter().all(|target| target == "registry.invalid:5000"), "{seen:?}");
+    assert!(guarded.seen().iter().all(|target| target == "registry.invalid:80"), "{:?}", guarded.seen());
+    // An address is one, whoever would resolve names.
+    for (number, scheme) in ["socks5", "socks5h"].iter().enumerate() {
+        let dest = format!("{number}.sqsh");
+        run(&mut pull("192.0.2.7:81", &dest, "all_proxy", &url(scheme, &open)), 0);
+        assert_eq!(open.seen().last().unwrap(), "192.0.2.7:81");
+    }
+    // What is no SOCKS proxy is called so.
+    let http = format!("socks5h://{}", Server::of(Image::sample()).address);
+    let text = run(&mut pull("registry.invalid", "e.sqsh", "ALL_PROXY", &http), 125);
+    check_contains(&text, "does not speak SOCKS 5");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::scenario::Outcome::{Pulled, Refused};
 use super::scenario::{Scenario, World, run};
 use super::scripted::Reply;
+use crate::registry_config::socks::SocksProxy;
 
 #[test]
 fn busy_registries() {
@@ -164,6 +165,23 @@ const SILENT: &[Scenario] = &[
             Some(format!("http://me:{}@127.0.0.1:1", super::scenario::CANARY));
         world.options.registry.patience.retries = 0;
         world.source = "docker://registry.invalid/app:latest".into();
+    }),
+    ("a SOCKS proxy that refuses is not named with the password", Refused("registry.invalid"), |world| {
+        let log = world.registry(|_, _, reply| reply);
+        let port = world.source.split([':', '/']).nth(4).unwrap().parse().unwrap();
+        let proxy = SocksProxy::start(port, Some(("me", "another")));
+        world.options.registry.proxies.https =
+            Some(format!("socks5h://me:{}@127.0.0.1:{}", super::scenario::CANARY, proxy.port));
+        world.options.registry.patience.retries = 0;
+        world.source = "docker://registry.invalid/app:latest".into();
+        world.after(move || assert!(log.seen().is_empty() && proxy.seen().is_empty()));
+    }),
+    ("with socks5 names are resolved here", Refused("registry.invalid"), |world| {
+        let proxy = SocksProxy::start(1, None);
+        world.options.registry.proxies.https = Some(format!("socks5://127.0.0.1:{}", proxy.port));
+        world.options.registry.patience.retries = 0;
+        world.source = "docker://registry.invalid/app:latest".into();
+        world.after(move || assert!(proxy.seen().is_empty()));
     }),
     ("IPv6 with a port", Pulled, |world| {
         let image = world.image.clone();

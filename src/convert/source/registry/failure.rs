@@ -44,7 +44,9 @@ fn is_unknown_host(text: &str) -> bool {
 /// A peer without TLS answers the handshake with something else, which is no matter of trust.
 fn tls_error(host: String, text: &str) -> RegistryError {
     let why = printable(text);
-    if text.contains("InvalidContentType") || text.contains("InvalidMessage") {
+    if text.starts_with("invalid response") || text == "invalid reserved byte" {
+        RegistryError::Protocol { host, why: "the proxy on the way does not speak SOCKS 5".to_owned() }
+    } else if text.contains("InvalidContentType") || text.contains("InvalidMessage") {
         RegistryError::Protocol { host, why: "it does not speak TLS".to_owned() }
     } else {
         RegistryError::Certificate { host, why }

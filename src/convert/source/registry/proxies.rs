@@ -57,12 +57,14 @@ impl Proxies {
     }
 }
 
-/// A proxy from its URL, `http://[user:password@]host[:port]` or just `host:port`.
+/// A proxy from its URL, `http://[user:password@]host[:port]`, also with `https`, `socks5` (names are resolved here) or
+/// `socks5h` (there), or just `host:port`.
 pub(super) fn parse(text: &str) -> Result<Proxy, &'static str> {
     let proxy = Proxy::new(text.trim()).map_err(|_| "its URL is malformed")?;
     match proxy.protocol() {
         ProxyProtocol::Http | ProxyProtocol::Https => Ok(proxy),
-        _ => Err("SOCKS is not supported, only http:// and https:// proxies are"),
+        ProxyProtocol::Socks5 | ProxyProtocol::Socks5h => Ok(proxy),
+        _ => Err("only http, https, socks5 and socks5h proxies are supported"),
     }
 }
 
@@ -175,7 +177,10 @@ mod tests {
             (" http://proxy ", Ok(("proxy", 80))),
             ("http://", Err("its URL is malformed")),
             ("ftp://proxy", Err("its URL is malformed")),
-            ("socks5h://proxy", Err("SOCKS is not supported, only http:// and https:// proxies are")),
+            ("socks5h://proxy", Ok(("proxy", 1080))),
+            ("socks5://me:secret@[fd00::1]:9", Ok(("[fd00::1]", 9))),
+            ("socks4://proxy", Err("only http, https, socks5 and socks5h proxies are supported")),
+            ("socks4a://proxy", Err("only http, https, socks5 and socks5h proxies are supported")),
         ] {
             let proxy = parse(text);
             let found = proxy.as_ref().map(|proxy| (proxy.host(), proxy.port())).map_err(|why| *why);
