@@ -202,13 +202,13 @@ pub(crate) struct Export {
     /// What to write
     #[arg(long, value_enum, default_value_t = ExportFormat::Tar)]
     pub(crate) format: ExportFormat,
-    /// File to write [default: -, standard output]
+    /// File to write, or directory of an OCI layout [default: -, standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Replace the file if it exists
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Compression of the tar, or of the layer [default: none for tar, gzip for oci]
+    /// Compression of the tar, or of the layer [default: none for tar, gzip for oci and oci-dir]
     #[arg(long, value_enum)]
     pub(crate) compression: Option<ExportCompression>,
     /// Compression level [default: gzip 6, zstd 3]
@@ -217,7 +217,7 @@ pub(crate) struct Export {
     /// Compression threads [default: the CPUs this process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
-    /// Name of the image in an OCI archive [default: as it was pulled, else 'latest']
+    /// Name of the image in an OCI archive or layout [default: as it was pulled, else 'latest']
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 }
@@ -227,8 +227,10 @@ pub(crate) struct Export {
 pub(crate) enum ExportFormat {
     /// A tar of the root file system
     Tar,
-    /// A tar of an OCI layout with one layer and the image's config
+    /// A tar of an OCI layout with one layer and the image's config; docker load takes it too
     Oci,
+    /// The same in a directory, beside other images if it has some
+    OciDir,
 }
 
 /// How `export` compresses.

@@ -1,4 +1,4 @@
-//! `hpcrun export`: an image file back into a tar or an OCI archive.
+//! `hpcrun export`: an image file back into a tar, an OCI archive or an OCI layout.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -26,7 +26,8 @@ pub(crate) fn run(args: &Export) -> Result<u8, Failure> {
         check_stdout(args)?;
     }
     let destination = args.output.as_ref().map(|path| Destination { path: path.clone(), force: args.force });
-    if let (Some(destination), false) = (&destination, to_stdout) {
+    let to_file = !to_stdout && args.format != ExportFormat::OciDir;
+    if let (Some(destination), true) = (&destination, to_file) {
         destination.check().map_err(|error| Failure::new(&error))?;
     }
     let image = ImageFile::open(&args.image)?;
@@ -41,6 +42,9 @@ pub(crate) fn run(args: &Export) -> Result<u8, Failure> {
         (ExportFormat::Oci, Some(destination)) => export::into_file(&destination, |file| {
             export::export_oci(&filesystem, &config, &name, &options, file)
         }),
+        (ExportFormat::OciDir, Some(destination)) => {
+            export::export_oci_layout(&filesystem, &config, &name, &options, &destination.path)
+        }
         _ => to_standard_output(&filesystem, &options),
     };
     match result {
@@ -67,10 +71,15 @@ fn to_standard_output(
 }
 
 fn check_stdout(args: &Export) -> Result<(), Failure> {
-    if args.format == ExportFormat::Oci {
-        let failure =
-            Failure::plain("an OCI archive cannot be written to a pipe: its first part is known last");
-        return Err(failure.hint("name a file with --output FILE"));
+    let needs = match args.format {
+        ExportFormat::Tar => None,
+        ExportFormat::Oci => {
+            Some(("an OCI archive cannot be written to a pipe: its first part is known last", "file"))
+        }
+        ExportFormat::OciDir => Some(("an OCI layout is a directory", "directory")),
+    };
+    if let Some((why, what)) = needs {
+        return Err(Failure::plain(why).hint(format!("name a {what} with --output {}", what.to_uppercase())));
     }
     if std::io::stdout().is_terminal() {
         let failure = Failure::plain("a tar is not for a terminal");
@@ -89,7 +98,7 @@ fn options(args: &Export) -> Result<ExportOptions, Failure> {
     };
     let default = match args.format {
         ExportFormat::Tar => ExportCompression::None,
-        ExportFormat::Oci => ExportCompression::Gzip,
+        ExportFormat::Oci | ExportFormat::OciDir => ExportCompression::Gzip,
     };
     let packing = match args.compression.unwrap_or(default) {
         ExportCompression::None if args.level.is_some() => {
@@ -103,7 +112,7 @@ fn options(args: &Export) -> Result<ExportOptions, Failure> {
     Ok(ExportOptions { packing, threads })
 }
 
-/// The name inside an OCI archive: as asked for, else what the image was pulled as, else `latest`.
+/// The name inside an OCI archive or layout: as asked for, else what the image was pulled as, else `latest`.
 fn name(args: &Export, image: &ImageFile) -> Result<String, Failure> {
     let is_name = |name: &str| {
         let may = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@+".contains(&byte);

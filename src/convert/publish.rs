@@ -80,6 +80,13 @@ impl Unpublished {
         Ok((Unpublished { path: path.clone(), directory, name, force, temporary }, output))
     }
 
+    /// The same with the last component of `path` for its name, which was not known when it was begun.
+    pub(super) fn named(mut self, path: &Path) -> Unpublished {
+        self.name = path.file_name().unwrap_or_default().to_owned();
+        self.path = path.to_owned();
+        self
+    }
+
     /// Syncs the file and gives it its name.
     pub(super) fn publish(self, output: &File) -> Result<(), ConvertError> {
         let path = self.path.clone();

@@ -135,6 +135,104 @@ fn an_oci_archive_is_an_image_for_others() {
 }
 
 #[test]
+fn an_oci_layout_takes_several_images() {
+    let dir = scratch();
+    let odd = odd_image(dir.path(), true);
+    let layout = dir.path().join("layout");
+    let export = |image: &Path, name: &str, more: &[&str]| {
+        let mut command = hpcrun(["export", "--format", "oci-dir", "--name", name]);
+        stdout(command.args(more).arg(image).arg("-o").arg(&layout));
+    };
+    let convert = |source: String| {
+        let to = dir.path().join("again.sqsh");
+        stdout(hpcrun(["convert", "--force", &source]).arg(&to));
+        squashfs(&to)
+    };
+    let through_archive = |image: &Path| {
+        let archive = dir.path().join("archive.tar");
+        stdout(hpcrun(["export", "--force", "--format", "oci"]).arg(image).arg("-o").arg(&archive));
+        convert(format!("oci-archive:{}", archive.display()))
+    };
+    export(&odd, "example/odd:1", &[]);
+    // The only image needs no name; skopeo and umoci read what they would have written.
+    let odd_again = through_archive(&odd);
+    assert!(convert(format!("oci:{}", layout.display())) == odd_again);
+    export(image(), "small:2", &["--compression", "zstd"]);
+    for (name, expected) in [("example/odd:1", &odd_again), ("small:2", &through_archive(image()))] {
+        let source = format!("oci:{}:{name}", layout.display());
+        stdout(Command::new("skopeo").args(["inspect", "--config", &source]));
+        assert!(convert(source) == *expected, "{name}");
+    }
+    let bundle = dir.path().join("bundle");
+    let of = format!("{}:example/odd:1", layout.display());
+    let copied = format!("oci:{}:odd", dir.path().join("copy").display());
+    stdout(Command::new("skopeo").args(["copy", "-q", &format!("oci:{of}"), &copied]));
+    let of = copied.trim_start_matches("oci:");
+    stdout(Command::new("umoci").args(["unpack", "--image", of]).arg(&bundle));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/compare-trees");
+    stdout(Command::new(script).arg(dir.path().join("tree")).arg(bundle.join("rootfs")));
+
+    // The same name is the other image from then on; the same image again changes nothing.
+    let index = || fs::read(layout.join("index.json")).unwrap();
+    export(image(), "example/odd:1", &[]);
+    let listed: Value = serde_json::from_slice(&index()).unwrap();
+    assert_eq!(listed["manifests"].as_array().map(Vec::len), Some(2));
+    assert!(convert(format!("oci:{}:example/odd:1", layout.display())) != odd_again);
+    let (before, blobs) = (index(), names_in(&layout.join("blobs/sha256")));
+    export(image(), "example/odd:1", &[]);
+    assert_eq!((index(), names_in(&layout.join("blobs/sha256"))), (before, blobs));
+    // One that skopeo wrote is added to as well.
+    let others = format!("oci:{}:others", dir.path().join("others").display());
+    stdout(Command::new("skopeo").args([
+        "copy",
+        "-q",
+        &format!("oci:{}:small:2", layout.display()),
+        &others,
+    ]));
+    support::stdout(Command::new("chmod").args(["-R", "a+rwX"]).arg(dir.path().join("others")));
+    let output = dir.path().join("others");
+    stdout(hpcrun(["export", "--format", "oci-dir", "--name", "own"]).arg(&odd).arg("-o").arg(&output));
+    stdout(Command::new("skopeo").args(["inspect", "--raw", &others]));
+    assert!(convert(format!("oci:{}:own", output.display())) == odd_again);
+}
+
+#[test]
+fn what_an_oci_layout_refuses() {
+    let dir = scratch();
+    let export = |to: &Path| run(hpcrun(["export", "--format", "oci-dir"]).arg(image()).arg("-o").arg(to));
+    let none = run(hpcrun(["export", "--format", "oci-dir"]).arg(image()));
+    assert_fails(&none, 125, &["an OCI layout is a directory", "--output DIRECTORY"]);
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("precious"), "x").unwrap();
+    assert_fails(&export(&home), 125, &["cannot add an image to", "neither empty nor an OCI layout"]);
+    fs::write(home.join("index.json"), "x").unwrap();
+    assert_fails(&export(&home), 125, &["its index.json makes no sense"]);
+    fs::write(home.join("index.json"), "{}").unwrap();
+    assert_fails(&export(&home), 125, &["its index.json lists no manifests"]);
+    assert_eq!(names_in(&home), ["index.json", "precious"]);
+    let file = dir.path().join("file");
+    fs::write(&file, "x").unwrap();
+    assert_fails(&export(&file), 125, &["Not a directory"]);
+    let mut limited = Command::new("prlimit");
+    limited.args(["--fsize=200000", "--"]).arg(support::binary());
+    limited.args(["export", "--format", "oci-dir", "-o"]).arg(dir.path().join("cut"));
+    assert_fails(&run(limited.arg(image())), 125, &["cannot write", "EFBIG"]);
+    assert_eq!(names_in(dir.path()), ["file", "home"]);
+    // What a killed export left is no obstacle.
+    let left = dir.path().join("left");
+    fs::create_dir_all(left.join("blobs/sha256")).unwrap();
+    fs::write(left.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    support::stdout(Command::new("chmod").args(["-R", "a+rwX"]).arg(&left));
+    support::stdout(&mut {
+        let mut command = hpcrun(["export", "--format", "oci-dir", "-o"]);
+        command.arg(&left).arg(image());
+        command
+    });
+    assert!(left.join("index.json").exists());
+}
+
+#[test]
 fn converting_an_exported_image_gives_the_same_bytes() {
     let dir = scratch();
     let path = |name: &str| dir.path().join(name);

@@ -1,15 +1,18 @@
-//! An image file back into what other tools read: a tar of its tree, or an OCI archive of one layer.
+//! An image file back into what other tools read: a tar of its tree, or an OCI archive or layout of one layer.
 //!
 //! One thread reads and decompresses, others compress, the calling one writes. Equal images give equal bytes.
 
+mod layout;
 mod oci;
 mod pack;
 mod walk;
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+pub use layout::export_oci_layout;
 pub use oci::export_oci;
 pub use pack::Packing;
 pub use walk::{Losses, WalkError};
@@ -46,6 +49,14 @@ pub enum ExportError {
     Write {
         /// The cause.
         source: io::Error,
+    },
+    /// The directory is none to put an image in.
+    #[error("cannot add an image to {}: {why}", .path.display())]
+    Layout {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// No file can be made, or it did not get its name.
     #[error(transparent)]

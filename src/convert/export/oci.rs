@@ -34,26 +34,48 @@ pub fn export_oci(
     output: &File,
 ) -> Result<Losses, ExportError> {
     let write_failed = |source| ExportError::Write { source };
-    let (stream, losses) = tar_stream(filesystem, Purpose::Layer)?;
     let mut out = output;
     out.seek(SeekFrom::Start(HEAD_SIZE as u64)).map_err(write_failed)?;
-    let mut diff_id = Hasher::new(Algorithm::Sha256);
-    let mut blob = Hashing { output, hasher: Hasher::new(Algorithm::Sha256), length: 0 };
-    pack::copy(stream, options.packing, options.threads, |bytes| diff_id.update(bytes), &mut blob)?;
-    let Hashing { hasher, length, .. } = blob;
-    let layer = hasher.finish();
-    let documents = Documents::new(config, name, options.packing, &layer, length, &diff_id.finish());
+    let layer = Layer::write(filesystem, options, output)?;
+    let documents = Documents::new(config, name, options.packing, &layer);
 
-    let mut rest = vec![0; padding_of(length)];
+    let mut rest = vec![0; padding_of(layer.length)];
     for (name, bytes) in documents.members() {
         rest.extend_from_slice(&encode_header(&member(&name, bytes.len() as u64)));
-        rest.extend_from_slice(bytes);
+        rest.extend_from_slice(&bytes);
         rest.resize(rest.len() + padding_of(bytes.len() as u64), 0);
     }
     rest.extend_from_slice(&END);
     out.write_all(&rest).map_err(write_failed)?;
-    output.write_all_at(&head(&blob_name(&layer), length), 0).map_err(write_failed)?;
-    Ok(losses.get().copied().unwrap_or_default())
+    let head = head(&blob_name(&layer.digest), layer.length);
+    output.write_all_at(&head, 0).map_err(write_failed)?;
+    Ok(layer.losses)
+}
+
+/// A layer that was written.
+pub(super) struct Layer {
+    pub(super) digest: Digest,
+    /// Bytes.
+    length: u64,
+    diff_id: Digest,
+    pub(super) losses: Losses,
+}
+
+impl Layer {
+    /// Writes the tree as a layer to where `output` stands.
+    pub(super) fn write(
+        filesystem: &Arc<Filesystem>,
+        options: &ExportOptions,
+        output: &File,
+    ) -> Result<Layer, ExportError> {
+        let (stream, losses) = tar_stream(filesystem, Purpose::Layer)?;
+        let mut diff_id = Hasher::new(Algorithm::Sha256);
+        let mut blob = Hashing { output, hasher: Hasher::new(Algorithm::Sha256), length: 0 };
+        pack::copy(stream, options.packing, options.threads, |bytes| diff_id.update(bytes), &mut blob)?;
+        let Hashing { hasher, length, .. } = blob;
+        let losses = losses.get().copied().unwrap_or_default();
+        Ok(Layer { digest: hasher.finish(), length, diff_id: diff_id.finish(), losses })
+    }
 }
 
 /// What lies before the layer's data.
@@ -85,7 +107,7 @@ fn member(name: &str, size: u64) -> Entry {
     }
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(super) fn blob_name(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
@@ -110,22 +132,22 @@ impl Write for Hashing<'_> {
 }
 
 /// The JSON around a layer.
-struct Documents {
-    config: Vec<u8>,
-    manifest: Vec<u8>,
-    index: Vec<u8>,
+pub(super) struct Documents {
+    pub(super) config: Vec<u8>,
+    pub(super) manifest: Vec<u8>,
+    /// The manifest's descriptor for an index.
+    pub(super) entry: Value,
     docker: Vec<u8>,
 }
 
+/// What an OCI layout has to say of itself.
+pub(super) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// Annotation with the name of an image in a layout.
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
 impl Documents {
-    fn new(
-        config: &ImageConfig,
-        name: &str,
-        packing: Packing,
-        layer: &Digest,
-        length: u64,
-        diff_id: &Digest,
-    ) -> Documents {
+    pub(super) fn new(config: &ImageConfig, name: &str, packing: Packing, layer: &Layer) -> Documents {
+        let Layer { digest, length, diff_id, .. } = layer;
         let config = with_one_layer(config, diff_id);
         let suffix = match packing {
             Packing::Plain => "",
@@ -136,13 +158,13 @@ impl Documents {
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
             "config": descriptor(&config, CONFIG_TYPE),
-            "layers": [{"mediaType": layer_type, "digest": layer.as_str(), "size": length}],
+            "layers": [{"mediaType": layer_type, "digest": digest.as_str(), "size": length}],
         })
         .to_string()
         .into_bytes();
         let mut entry = descriptor(&manifest, MANIFEST_TYPE);
         let mut annotations = Map::new();
-        annotations.insert("org.opencontainers.image.ref.name".to_owned(), name.into());
+        annotations.insert(REF_NAME.to_owned(), name.into());
         // docker load takes no name without a tag.
         let has_tag = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
         if has_tag {
@@ -151,25 +173,29 @@ impl Documents {
         if let Some(entry) = entry.as_object_mut() {
             entry.insert("annotations".to_owned(), annotations.into());
         }
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]});
         let docker = json!([{
             "Config": blob_name(&Digest::of(&config)),
             "RepoTags": if has_tag { json!([name]) } else { Value::Null },
-            "Layers": [blob_name(layer)],
+            "Layers": [blob_name(digest)],
         }]);
-        let [index, docker] = [index, docker].map(|document| document.to_string().into_bytes());
-        Documents { config, manifest, index, docker }
+        Documents { config, manifest, entry, docker: docker.to_string().into_bytes() }
     }
 
-    fn members(&self) -> [(String, &[u8]); 5] {
+    fn members(&self) -> [(String, Vec<u8>); 5] {
         [
-            (blob_name(&Digest::of(&self.config)), &self.config),
-            (blob_name(&Digest::of(&self.manifest)), &self.manifest),
-            ("index.json".to_owned(), &self.index),
-            ("manifest.json".to_owned(), &self.docker),
-            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#),
+            (blob_name(&Digest::of(&self.config)), self.config.clone()),
+            (blob_name(&Digest::of(&self.manifest)), self.manifest.clone()),
+            ("index.json".to_owned(), index(vec![self.entry.clone()])),
+            ("manifest.json".to_owned(), self.docker.clone()),
+            ("oci-layout".to_owned(), LAYOUT.to_vec()),
         ]
     }
+}
+
+/// An index of these entries.
+pub(super) fn index(entries: Vec<Value>) -> Vec<u8> {
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries});
+    index.to_string().into_bytes()
 }
 
 fn descriptor(bytes: &[u8], media_type: &str) -> Value {
