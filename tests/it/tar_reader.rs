@@ -7,6 +7,8 @@
     reason = "a test that cannot go on may panic"
 )]
 
+mod known;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
