@@ -1,6 +1,6 @@
 //! Any bytes as a manifest, an index and a config.
 //!
-//! `cargo +nightly fuzz run json`
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run json`
 
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "shared with the tests, of which this needs a part")]

@@ -1,6 +1,6 @@
 //! Any bytes as the layers of an image, merged, written as a squashfs and read back.
 //!
-//! `cargo +nightly fuzz run layers`
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run layers`
 
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "shared with the tests, of which this needs a part")]

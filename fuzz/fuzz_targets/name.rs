@@ -1,6 +1,6 @@
 //! Any text as a reference, a digest and a platform.
 //!
-//! `cargo +nightly fuzz run name`
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run name`
 
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "shared with the tests, of which this needs a part")]

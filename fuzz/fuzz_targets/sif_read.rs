@@ -1,6 +1,6 @@
 //! Any bytes as a SIF: what is found lies inside the file.
 //!
-//! `cargo +nightly fuzz run sif_read`; start it on the first 4 KiB of any SIF.
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run sif_read`; start it on the first 4 KiB of any SIF.
 
 #![no_main]
 

@@ -1,6 +1,6 @@
 //! Any bytes as a squashfs: open, walk, read, look up, within bounds; two cache sizes must agree.
 //!
-//! `cargo +nightly fuzz run squashfs_read`; start it on small images of `mksquashfs -noI -noD -noF -noX`, so that
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run squashfs_read`; start it on small images of `mksquashfs -noI -noD -noF -noX`, so that
 //! mutations reach the checks behind the codecs.
 
 #![no_main]

@@ -1,6 +1,6 @@
 //! Any bytes as a tar.
 //!
-//! `cargo +nightly fuzz run tar`
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run tar`
 
 #![no_main]
 #![allow(dead_code, unused_imports, reason = "shared with the tests, of which this needs a part")]
