@@ -176,7 +176,7 @@ pub enum SuperblockError {
     #[error("{0} bytes are too few for a squashfs superblock of 96 bytes")]
     Short(usize),
     /// Another magic number.
-    #[error("not a squashfs file: magic number is {0:#010x}, not 0x73717368")]
+    #[error("not a squashfs file{what}: magic number is {0:#010x}, not 0x73717368", what = but_what(*.0))]
     Magic(u32),
     /// Another version than 4.0.
     #[error("squashfs version {0}.{1} is not supported, only 4.0")]
@@ -189,6 +189,20 @@ pub enum SuperblockError {
         /// Stated logarithm.
         log: u16,
     },
+}
+
+/// What a file with this magic number seems to be: ` but gzip data`.
+fn but_what(magic: u32) -> &'static str {
+    match magic.to_le_bytes() {
+        [0x7f, b'E', b'L', b'F'] => " but an ELF program",
+        [b'#', b'!', ..] => " but a script",
+        [0x1f, 0x8b, ..] => " but gzip data",
+        [0xfd, b'7', b'z', b'X'] => " but xz data",
+        [0x28, 0xb5, 0x2f, 0xfd] => " but zstd data",
+        [b'B', b'Z', b'h', _] => " but bzip2 data",
+        [b's', b'q', b's', b'h'] => " but a big-endian squashfs",
+        _ => "",
+    }
 }
 
 impl Superblock {

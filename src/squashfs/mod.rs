@@ -5,5 +5,6 @@
 pub mod compress;
 pub mod decompress;
 pub mod format;
+mod lzo;
 pub mod reader;
 pub mod writer;

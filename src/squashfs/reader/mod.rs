@@ -28,7 +28,6 @@ use self::metadata::{MetadataBlock, MetadataKey, MetadataPosition};
 use self::tables::Tables;
 pub use self::xattr::Xattr;
 use crate::hint::Hint;
-use crate::squashfs::decompress::is_supported;
 use crate::squashfs::format::{
     Codec, InodeRef, METADATA_BLOCK_SIZE, SUPERBLOCK_SIZE, Superblock, SuperblockError,
 };
@@ -103,11 +102,11 @@ pub enum ReadError {
         /// Bytes that it has.
         actual: u64,
     },
-    /// Compressed with a codec that has no decoder here.
-    #[error("image is compressed with {name}, only gzip, xz, lz4 and zstd can be read")]
+    /// Compressed with a codec that squashfs 4.0 does not have.
+    #[error("image is compressed with codec {id}, which squashfs 4.0 does not have")]
     Codec {
-        /// The codec's name, or its number where it has none.
-        name: String,
+        /// As the superblock states it.
+        id: u16,
     },
     /// A path led through too many symbolic links.
     #[error("too many symbolic links in {path}")]
@@ -143,7 +142,7 @@ impl ReadError {
             ReadError::Truncated { expected, actual } => {
                 ReadError::Truncated { expected: *expected, actual: *actual }
             }
-            ReadError::Codec { name } => ReadError::Codec { name: name.clone() },
+            ReadError::Codec { id } => ReadError::Codec { id: *id },
             ReadError::SymlinkLoop { path } => ReadError::SymlinkLoop { path: path.clone() },
             ReadError::Corrupt { offset, what } => ReadError::Corrupt { offset: *offset, what: what.clone() },
         }
@@ -157,7 +156,9 @@ impl Hint for ReadError {
             ReadError::Corrupt { .. } => {
                 "the file was damaged or made to mislead: copy or convert the image again"
             }
-            ReadError::Codec { .. } => "unpack it with unsquashfs, then pack it with mksquashfs -comp zstd",
+            ReadError::Codec { .. } => {
+                "the tool that wrote it may unpack it; then pack it with mksquashfs -comp zstd"
+            }
             _ => return Vec::new(),
         };
         vec![hint.to_owned()]
@@ -271,9 +272,8 @@ impl Filesystem {
     pub fn open(file: File, offset: u64, options: ReaderOptions) -> Result<Filesystem, ReadError> {
         let image = Image::new(file, offset);
         let superblock = read_superblock(&image)?;
-        let codec = Codec::from_id(superblock.codec_id)
-            .filter(|codec| is_supported(*codec))
-            .ok_or_else(|| ReadError::Codec { name: codec_name(superblock.codec_id) })?;
+        let codec =
+            Codec::from_id(superblock.codec_id).ok_or(ReadError::Codec { id: superblock.codec_id })?;
         let tables = Tables::locate(&image, &superblock)?;
         let index_bytes = options.metadata_cache_bytes / INDEX_SHARE;
         let block_size = usize::try_from(superblock.block_size).unwrap_or(usize::MAX);
@@ -334,8 +334,4 @@ fn read_superblock(image: &Image) -> Result<Superblock, ReadError> {
         Some(actual) if actual < expected => Err(ReadError::Truncated { expected, actual }),
         _ => Ok(superblock),
     }
-}
-
-fn codec_name(id: u16) -> String {
-    Codec::from_id(id).map_or_else(|| format!("codec {id}"), |codec| codec.name().to_owned())
 }

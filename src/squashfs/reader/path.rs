@@ -46,6 +46,21 @@ impl Filesystem {
         Ok(Some(here))
     }
 
+    /// The content of a regular file of at most `longest` bytes, found as [`Filesystem::resolve`] does; nothing if there
+    /// is none, or links lead in circles.
+    pub fn small_file(&self, path: &[u8], longest: u64) -> Result<Option<Vec<u8>>, ReadError> {
+        let found = match self.resolve(path) {
+            Err(ReadError::SymlinkLoop { .. }) => None,
+            found => found?,
+        };
+        match found.map(|inode| inode.kind) {
+            Some(InodeKind::File(file)) if file.size <= longest => {
+                self.read_bytes(&file, 0, usize::try_from(file.size).unwrap_or(usize::MAX)).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Walks the whole tree, each directory before what is in it, until `each` breaks. Paths are absolute, the root's
     /// is `/`. Directories that contain themselves or lie under two names are refused, so that the walk ends.
     pub fn walk(&self, each: &mut dyn FnMut(&[u8], &Inode) -> ControlFlow<()>) -> Result<(), ReadError> {
