@@ -17,6 +17,6 @@ fuzz_target!(|bytes: &[u8]| {
     };
     if let Ok(sif) = Sif::read(bytes.len() as u64, &read_at) {
         assert!(sif.offset.checked_add(sif.length).is_some_and(|end| end <= bytes.len() as u64));
-        sif.config(true, &read_at);
+        sif.objects(&read_at);
     }
 });

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::report::Failure;
 use crate::hint::Hint;
 use crate::image::config::{ConfigError, ImageConfig};
+use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
 use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions};
@@ -19,15 +20,28 @@ pub(crate) struct ImageFile {
     pub(crate) path: PathBuf,
     /// The squashfs.
     pub(crate) filesystem: Filesystem,
-    /// The image config; empty for a squashfs without a trailer.
+    /// The image config; for a file without a trailer what can be found in it, empty if nothing.
     pub(crate) config: ImageConfig,
     /// Length of the file, bytes.
     pub(crate) length: u64,
     /// Device, inode and modification time in nanoseconds.
     pub(crate) identity: (u64, u64, i128),
-    /// Whether the squashfs lies in a SIF.
-    pub(crate) is_sif: bool,
+    /// Set when the squashfs lies in a SIF.
+    pub(crate) sif: Option<Signed>,
+    /// Whose files gave the config, where there is no trailer: `Apptainer`.
+    pub(crate) maker: Option<&'static str>,
+    /// What of a foreign image is not taken over.
+    pub(crate) warnings: Vec<String>,
     trailer: Option<Contents>,
+}
+
+/// Whether a SIF bears a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signed {
+    /// None.
+    No,
+    /// One at least, which nobody has checked.
+    NotChecked,
 }
 
 /// Why a file is no image file.
@@ -129,21 +143,22 @@ impl ImageFile {
         if read_at(0, &mut start).is_ok() && sif::is_sif(&start) {
             return ImageFile::open_sif(path, file, length, identity);
         }
-        let trailer = Contents::read(length, &read_at)
-            .map_err(|source| ImageFileError::Trailer { path: path.clone(), source })?;
-        let config = match &trailer {
-            None => ImageConfig::default(),
-            Some(contents) => {
-                let raw = contents
-                    .required(SectionKind::Config, &read_at)
-                    .map_err(|source| ImageFileError::Trailer { path: path.clone(), source })?;
-                ImageConfig::parse(&raw)
-                    .map_err(|source| ImageFileError::Config { path: path.clone(), source })?
-            }
+        let unreadable = |source| ImageFileError::Squashfs { path: path.clone(), source };
+        let offset = sif::squashfs_offset(&start);
+        let of_trailer = |source| ImageFileError::Trailer { path: path.clone(), source };
+        let trailer = Contents::read(length, &read_at).map_err(of_trailer)?;
+        let Some(contents) = &trailer else {
+            let filesystem = Filesystem::open(file, offset, ReaderOptions::default()).map_err(unreadable)?;
+            let found =
+                foreign::config_of_tree("", &|path| read_small(&filesystem, path)).map_err(unreadable)?;
+            let image = ImageFile::bare(path, filesystem, length, identity);
+            return Ok(image.with_foreign(found));
         };
-        let filesystem = Filesystem::open(file, 0, ReaderOptions::default())
-            .map_err(|source| ImageFileError::Squashfs { path: path.clone(), source })?;
-        Ok(ImageFile { path, filesystem, config, length, identity, is_sif: false, trailer })
+        let raw = contents.required(SectionKind::Config, &read_at).map_err(of_trailer)?;
+        let config = ImageConfig::parse(&raw)
+            .map_err(|source| ImageFileError::Config { path: path.clone(), source })?;
+        let filesystem = Filesystem::open(file, offset, ReaderOptions::default()).map_err(unreadable)?;
+        Ok(ImageFile { config, trailer, ..ImageFile::bare(path, filesystem, length, identity) })
     }
 
     /// The root file system of a SIF.
@@ -157,10 +172,34 @@ impl ImageFile {
         let sif = Sif::read(length, &|offset, bytes| file.read_exact_at(bytes, offset)).map_err(of_sif)?;
         let unreadable = |source| ImageFileError::Squashfs { path: path.clone(), source };
         let filesystem = Filesystem::open(file, sif.offset, ReaderOptions::default()).map_err(unreadable)?;
-        let runscript = filesystem.resolve(Sif::runscript().as_bytes()).map_err(unreadable)?;
-        let config =
-            sif.config(runscript.is_some(), &|offset, bytes| filesystem.file().read_exact_at(bytes, offset));
-        Ok(ImageFile { path, filesystem, config, length, identity, is_sif: true, trailer: None })
+        let objects = sif.objects(&|offset, bytes| filesystem.file().read_exact_at(bytes, offset));
+        let found =
+            foreign::config_of_sif(&objects, &sif.architecture, &|path| read_small(&filesystem, path))
+                .map_err(unreadable)?;
+        let mut image = ImageFile::bare(path, filesystem, length, identity).with_foreign(Some(found));
+        image.sif = Some(if sif.is_signed() { Signed::NotChecked } else { Signed::No });
+        image.warnings.extend(sif.warning());
+        Ok(image)
+    }
+
+    fn bare(path: PathBuf, filesystem: Filesystem, length: u64, identity: (u64, u64, i128)) -> ImageFile {
+        ImageFile {
+            path,
+            filesystem,
+            config: ImageConfig::default(),
+            length,
+            identity,
+            sif: None,
+            maker: None,
+            warnings: Vec::new(),
+            trailer: None,
+        }
+    }
+
+    fn with_foreign(self, found: Option<Foreign>) -> ImageFile {
+        let Some(found) = found else { return self };
+        let (warnings, maker) = (found.warnings(), Some(found.maker));
+        ImageFile { config: found.config, maker, warnings, ..self }
     }
 
     /// The inode at an absolute path of the image, links followed inside it.
@@ -199,6 +238,10 @@ impl ImageFile {
             .transpose()
             .map_err(|source| ImageFileError::Trailer { path: self.path.clone(), source })
     }
+}
+
+fn read_small(filesystem: &Filesystem, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
+    filesystem.small_file(path.as_bytes(), foreign::FILE_MAX)
 }
 
 impl From<ImageFileError> for Failure {

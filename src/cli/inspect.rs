@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::cli::args::Inspect;
-use crate::cli::image_file::ImageFile;
+use crate::cli::image_file::{ImageFile, Signed};
 use crate::cli::report::Failure;
 use crate::cli::{output, size};
 use crate::image::trailer::Provenance;
@@ -42,8 +42,15 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
     line("file", &image.path.to_string_lossy());
     line("", &kind);
     match provenance {
-        None if image.is_sif => line("origin", "unknown: this is a SIF"),
-        None => line("origin", "unknown: this squashfs has no hpcrun trailer"),
+        None => {
+            let what = match image.sif {
+                None => "this squashfs has no hpcrun trailer",
+                Some(Signed::No) => "this is a SIF",
+                Some(Signed::NotChecked) => "this is a SIF, signed, which was not checked",
+            };
+            let maker = image.maker.map(|maker| format!("; what follows is in files of {maker}"));
+            line("origin", &format!("unknown: {what}{}", maker.unwrap_or_default()));
+        }
         Some(provenance) => {
             line("origin", &provenance.origin);
             line("manifest", &provenance.manifest_digest);
@@ -69,6 +76,7 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
     for (index, (name, value)) in config.labels.iter().enumerate() {
         line(if index == 0 { "labels" } else { "" }, &format!("{name}={value}"));
     }
+    image.warnings.iter().for_each(|warning| line("note", warning));
     text
 }
 

@@ -93,6 +93,7 @@ fn planned(
     let image = ImageFile::open(image)?;
     let facts = facts(&image, &host)?;
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
+    plan.about.warnings.extend(image.warnings.iter().cloned());
     let mut grafts = Grafts::default();
     launch::resolve(&mut plan, |path, graft| {
         grafts

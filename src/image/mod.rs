@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod digest;
+pub mod foreign;
 mod json;
 pub mod manifest;
 pub mod platform;

@@ -5,9 +5,8 @@
 
 use std::io;
 
-use serde_json::{Map, Value, json};
-
-use super::config::{ImageConfig, MAX_CONFIG_BYTES};
+use super::config::MAX_CONFIG_BYTES;
+use super::foreign::Objects;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 128;
@@ -16,14 +15,13 @@ const MAGIC_AT: usize = 32;
 const DESCRIPTOR_BYTES: usize = 585;
 /// Most descriptors; Apptainer reserves room for 48.
 const MAX_DESCRIPTORS: u64 = 4096;
-/// What `run` of Apptainer runs.
-const RUNSCRIPT: &str = "/.singularity.d/runscript";
 
 /// Types of data objects.
 mod data_type {
     pub(super) const LABELS: i32 = 0x4003;
     pub(super) const PARTITION: i32 = 0x4004;
-    pub(super) const GENERIC_JSON: i32 = 0x4007;
+    pub(super) const SIGNATURE: i32 = 0x4005;
+    pub(super) const GENERIC_JSON: i32 = 0x4006;
     pub(super) const OCI_ROOT_INDEX: i32 = 0x400a;
 }
 
@@ -34,10 +32,14 @@ mod fs_type {
     pub(super) const ARCHIVE: i32 = 3;
     pub(super) const RAW: i32 = 4;
     pub(super) const ENCRYPTED_SQUASHFS: i32 = 5;
+    /// Apptainer's own, in files that gocryptfs encrypted.
+    pub(super) const GOCRYPTFS_SQUASHFS: i32 = 6;
 }
 
 /// The type of the partition that is the root file system.
 const PRIMARY_SYSTEM: i32 = 2;
+/// The type of a partition that Apptainer lays over the root file system.
+const OVERLAY: i32 = 4;
 
 /// Architectures by the text in partition and header.
 const ARCHITECTURES: [(&[u8; 2], &str); 11] = [
@@ -115,11 +117,21 @@ pub struct Sif {
     pub length: u64,
     /// Go's name of the architecture; empty when the SIF does not say.
     pub architecture: String,
+    /// Whether it has a partition that Apptainer would lay over the root file system.
+    pub has_overlay: bool,
     objects: Vec<Object>,
 }
 
 /// Reads so many bytes at an offset of the file.
 pub type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + 'a;
+
+/// Where the squashfs begins in a file that begins so, bytes: behind the line that makes an image of Singularity 2 a
+/// program, else at 0.
+pub fn squashfs_offset(start: &[u8]) -> u64 {
+    const LINE_END: &[u8] = b" run-singularity\n";
+    let line = start.starts_with(b"#!").then(|| start.windows(LINE_END.len()).position(|at| at == LINE_END));
+    line.flatten().map_or(0, |at| (at + LINE_END.len()) as u64)
+}
 
 /// Whether a file that begins so is a SIF.
 pub fn is_sif(start: &[u8]) -> bool {
@@ -157,7 +169,7 @@ impl Sif {
 
     fn of(table: &[u8], file_length: u64) -> Result<Sif, SifError> {
         let mut objects = Vec::new();
-        let mut primary = None;
+        let (mut primary, mut has_overlay) = (None, false);
         for descriptor in table.chunks_exact(DESCRIPTOR_BYTES) {
             let fields = Fields(descriptor);
             if fields.bytes(4, 1)? == [0] {
@@ -172,7 +184,9 @@ impl Sif {
             if object.offset.checked_add(object.length).is_none_or(|end| end > file_length) {
                 return Err(SifError::Malformed("an object lies behind the end of the file"));
             }
-            if object.data_type == data_type::PARTITION && fields.i32(205)? == PRIMARY_SYSTEM {
+            let part_type = if object.data_type == data_type::PARTITION { fields.i32(205)? } else { 0 };
+            has_overlay |= part_type == OVERLAY;
+            if part_type == PRIMARY_SYSTEM {
                 let architecture = architecture(fields.bytes(209, 2)?);
                 let found = (object.offset, object.length, fields.i32(201)?, architecture);
                 if primary.replace(found).is_some() {
@@ -186,56 +200,38 @@ impl Sif {
             return Err(if is_oci { SifError::OciSif } else { SifError::NoPartition });
         };
         match file_system {
-            fs_type::SQUASHFS => Ok(Sif { offset, length, architecture: architecture.to_owned(), objects }),
+            fs_type::SQUASHFS => {
+                let architecture = architecture.to_owned();
+                Ok(Sif { offset, length, architecture, has_overlay, objects })
+            }
             fs_type::EXT3 => Err(SifError::FileSystem("ext3")),
             fs_type::ARCHIVE => Err(SifError::FileSystem("an archive")),
             fs_type::RAW => Err(SifError::FileSystem("raw data")),
-            fs_type::ENCRYPTED_SQUASHFS => Err(SifError::FileSystem("an encrypted squashfs")),
+            fs_type::ENCRYPTED_SQUASHFS | fs_type::GOCRYPTFS_SQUASHFS => {
+                Err(SifError::FileSystem("an encrypted squashfs"))
+            }
             _ => Err(SifError::FileSystem("of an unknown type")),
         }
     }
 
-    /// The image config: that of the OCI image which Apptainer built the SIF from, where the SIF has it. Else one with
-    /// the SIF's labels whose command is the runscript, if there is one; the scripts that set its environment are lost.
-    pub fn config(&self, has_runscript: bool, read_at: &ReadAt<'_>) -> ImageConfig {
-        let oci = self.json("oci-config.json", read_at).and_then(|raw| ImageConfig::parse(&raw).ok());
-        if let Some(config) = oci {
-            return config;
-        }
-        let mut config = Map::new();
-        if has_runscript {
-            config.insert("Entrypoint".to_owned(), json!([RUNSCRIPT]));
-        }
-        let labels = self.labels(read_at);
-        if !labels.is_empty() {
-            config.insert("Labels".to_owned(), labels.into());
-        }
-        let document = json!({
-            "architecture": self.architecture, "os": "linux", "config": config,
-            "rootfs": {"type": "layers", "diff_ids": []},
-        });
-        ImageConfig::parse(document.to_string().as_bytes()).unwrap_or_default()
+    /// What a user of only its root file system should know.
+    pub fn warning(&self) -> Option<String> {
+        let text = "the SIF has an overlay partition, which is not used: what was changed in it is missing";
+        self.has_overlay.then(|| text.to_owned())
     }
 
-    /// The path of the script that Apptainer would run.
-    pub fn runscript() -> &'static str {
-        RUNSCRIPT
+    /// Whether anybody has signed it.
+    pub fn is_signed(&self) -> bool {
+        self.objects.iter().any(|object| object.data_type == data_type::SIGNATURE)
     }
 
-    fn labels(&self, read_at: &ReadAt<'_>) -> Map<String, Value> {
-        let metadata = self.json("inspect-metadata.json", read_at);
-        let in_metadata = metadata
-            .and_then(|raw| serde_json::from_slice::<Value>(&raw).ok())
-            .and_then(|document| document.pointer("/data/attributes/labels").cloned());
-        let own = || {
-            let object = self.objects.iter().find(|object| object.data_type == data_type::LABELS)?;
-            serde_json::from_slice(&read_object(object, read_at)?).ok()
-        };
-        match in_metadata.or_else(own) {
-            Some(Value::Object(labels)) => {
-                labels.into_iter().filter(|(_, value)| value.is_string()).collect()
-            }
-            _ => Map::new(),
+    /// What it holds beside partitions that says something of the image.
+    pub fn objects(&self, read_at: &ReadAt<'_>) -> Objects {
+        let labels = self.objects.iter().find(|object| object.data_type == data_type::LABELS);
+        Objects {
+            oci_config: self.json("oci-config.json", read_at),
+            metadata: self.json("inspect-metadata.json", read_at),
+            labels: labels.and_then(|object| read_object(object, read_at)),
         }
     }
 
@@ -362,6 +358,7 @@ mod tests {
             (vec![partition(3, 2)], "is an archive"),
             (vec![partition(4, 2)], "is raw data"),
             (vec![partition(5, 2)], "is an encrypted squashfs"),
+            (vec![partition(6, 2)], "is an encrypted squashfs"),
             (vec![partition(77, 2)], "of an unknown type"),
             (vec![partition(1, 3)], "no primary system partition"),
             (vec![], "no primary system partition"),
@@ -413,36 +410,42 @@ mod tests {
             }
             if let Ok(sif) = read(&file) {
                 assert!(sif.offset + sif.length <= file.len() as u64);
-                sif.config(true, &reader(&file));
+                sif.objects(&reader(&file));
             }
         }
     }
 
     #[test]
-    fn the_config_comes_from_the_best_there_is() {
-        let oci = br#"{"architecture":"amd64","config":{"Env":["A=1"],"Cmd":["x"]}}"#;
-        let metadata = br#"{"data":{"attributes":{"labels":{"a":"1","n":2}}},"type":"container"}"#;
+    fn objects_are_found_by_type_and_name() {
+        let json = |name, text: &str| object(data_type::GENERIC_JSON, name, text.as_bytes());
         let file = sif_of(&[
             partition(1, 2),
-            object(data_type::GENERIC_JSON, "oci-config.json", oci),
-            object(data_type::GENERIC_JSON, "inspect-metadata.json", metadata),
+            json("oci-config.json", "1"),
+            json("inspect-metadata.json", "2"),
+            json("other.json", "3"),
+            object(data_type::LABELS, "", b"4"),
+            object(0x4007, "oci-config.json", b"a generic object"),
         ]);
-        let config = read(&file).unwrap().config(true, &reader(&file));
-        assert_eq!((config.env, config.cmd), (vec!["A=1".to_owned()], vec!["x".to_owned()]));
-        assert_eq!(config.raw, oci);
+        let sif = read(&file).unwrap();
+        let found = sif.objects(&reader(&file));
+        let texts = [found.oci_config, found.metadata, found.labels].map(|text| text.unwrap());
+        assert_eq!(texts, [b"1", b"2", b"4"]);
+        assert!(!sif.has_overlay && !sif.is_signed());
+        let file = sif_of(&[partition(1, 2), partition(2, 4), object(data_type::SIGNATURE, "", b"pgp")]);
+        let sif = read(&file).unwrap();
+        assert!(sif.has_overlay && sif.is_signed());
+        assert_eq!(sif.objects(&reader(&file)), Objects::default());
+    }
 
-        let labels = object(data_type::LABELS, "", br#"{"b":"2"}"#);
-        let broken = object(data_type::GENERIC_JSON, "oci-config.json", b"{");
-        let metadata = object(data_type::GENERIC_JSON, "inspect-metadata.json", metadata);
-        let file = sif_of(&[partition(1, 2), broken, labels, metadata]);
-        let config = read(&file).unwrap().config(true, &reader(&file));
-        assert_eq!(config.entrypoint, [RUNSCRIPT]);
-        assert_eq!(config.labels, [("a".to_owned(), "1".to_owned())]);
-        assert_eq!(config.architecture, "arm64");
-
-        let file = sif_of(&[partition(1, 2), object(data_type::LABELS, "", br#"{"b":"2"}"#)]);
-        let config = read(&file).unwrap().config(false, &reader(&file));
-        assert_eq!(config.entrypoint, [""; 0]);
-        assert_eq!(config.labels, [("b".to_owned(), "2".to_owned())]);
+    #[test]
+    fn an_image_of_singularity_2_begins_with_a_line() {
+        for (start, offset) in [
+            (&b"#!/usr/bin/env run-singularity\nhsqs"[..], 31),
+            (b"#!/bin/sh\n", 0),
+            (b"hsqs run-singularity\n", 0),
+            (b"", 0),
+        ] {
+            assert_eq!(squashfs_offset(start), offset);
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::{Source, SourceError, SourceImage, SourceOptions};
 use crate::convert::export::{Purpose, WalkError, write_tar};
 use crate::convert::generate::generate;
 use crate::image::config::ImageConfig;
+use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif};
 use crate::image::trailer::{Contents, SectionKind, TrailerError};
 use crate::squashfs::reader::{Filesystem, ReadError, ReaderOptions};
@@ -38,12 +39,17 @@ impl SquashfsFile {
         }
         let config = config_in_trailer(length, &read_at)
             .map_err(|source| SourceError::Trailer { origin: origin.clone(), source })?;
+        let filesystem = open_at(file, sif::squashfs_offset(&start), &origin)?;
         let config = match config {
             Some(raw) => ImageConfig::parse(&raw)
                 .map_err(|source| SourceError::Config { origin: origin.clone(), source })?,
-            None => bare_config(&options.platform),
+            None => {
+                let found = foreign::config_of_tree(options.platform.architecture(), &reader(&filesystem))
+                    .map_err(|source| SourceError::Squashfs { origin: origin.clone(), source })?;
+                found.map_or_else(|| bare_config(&options.platform), |found| taken_over(found, &origin))
+            }
         };
-        SquashfsFile::at(file, 0, config, origin)
+        Ok(SquashfsFile::of(filesystem, config, origin))
     }
 
     /// Opens the root file system of a SIF.
@@ -52,23 +58,35 @@ impl SquashfsFile {
         let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
         let sif = Sif::read(length, &read_at)
             .map_err(|source| SourceError::Sif { origin: origin.clone(), source })?;
-        let config = {
-            let copy = file
-                .try_clone()
-                .map_err(|source| SourceError::Read { path: path.display().to_string(), source })?;
-            let filesystem = Filesystem::open(copy, sif.offset, ReaderOptions::default());
-            let unreadable = |source| SourceError::Squashfs { origin: origin.clone(), source };
-            let found = filesystem.and_then(|found| found.resolve(Sif::runscript().as_bytes()));
-            sif.config(found.map_err(unreadable)?.is_some(), &read_at)
-        };
-        SquashfsFile::at(file, sif.offset, config, origin)
+        let objects = sif.objects(&read_at);
+        let filesystem = open_at(file, sif.offset, &origin)?;
+        let found = foreign::config_of_sif(&objects, &sif.architecture, &reader(&filesystem))
+            .map_err(|source| SourceError::Squashfs { origin: origin.clone(), source })?;
+        if let Some(warning) = sif.warning() {
+            log::warn!("{origin}: {warning}");
+        }
+        let config = taken_over(found, &origin);
+        Ok(SquashfsFile::of(filesystem, config, origin))
     }
 
-    fn at(file: File, offset: u64, config: ImageConfig, origin: String) -> Result<SquashfsFile, SourceError> {
-        let filesystem = Filesystem::open(file, offset, ReaderOptions::default())
-            .map_err(|source: ReadError| SourceError::Squashfs { origin: origin.clone(), source })?;
-        Ok(SquashfsFile { filesystem: Arc::new(filesystem), image: image_of(origin, config, None) })
+    fn of(filesystem: Filesystem, config: ImageConfig, origin: String) -> SquashfsFile {
+        SquashfsFile { filesystem: Arc::new(filesystem), image: image_of(origin, config, None) }
     }
+}
+
+fn open_at(file: File, offset: u64, origin: &str) -> Result<Filesystem, SourceError> {
+    Filesystem::open(file, offset, ReaderOptions::default())
+        .map_err(|source| SourceError::Squashfs { origin: origin.to_owned(), source })
+}
+
+fn reader(filesystem: &Filesystem) -> impl Fn(&str) -> Result<Option<Vec<u8>>, ReadError> + '_ {
+    |path| filesystem.small_file(path.as_bytes(), foreign::FILE_MAX)
+}
+
+/// The config that another tool left, with a word on what of it is lost.
+fn taken_over(found: Foreign, origin: &str) -> ImageConfig {
+    found.warnings().iter().for_each(|warning| log::warn!("{origin}: {warning}"));
+    found.config
 }
 
 /// Opens a regular file; gives its length, bytes.
