@@ -16,6 +16,9 @@ pub(super) enum Unset {
 /// Words after which what follows may run not at all, or many times.
 const CONTROL: [&str; 12] =
     ["if", "case", "for", "while", "until", "function", "return", "exit", "exec", "select", "{", "("];
+/// Compound commands by their first and last word: on one line they reach no further.
+const COMPOUNDS: [(&str, &str); 5] =
+    [("if", "fi"), ("case", "esac"), ("for", "done"), ("while", "done"), ("until", "done")];
 /// Lines that end so go on in the next.
 const GOES_ON: [&str; 6] = ["&&", "||", "|", "\\", "{", "("];
 /// Names that hpcrun itself decides when the image says nothing.
@@ -108,9 +111,12 @@ impl Variables {
 fn may_reach_further(line: &str) -> bool {
     let first = line.split([' ', '\t', ';']).next().unwrap_or_default();
     let trimmed = line.trim_end();
+    let last = trimmed.rsplit([' ', '\t', ';']).next().unwrap_or_default();
     let quotes = |mark: char| line.matches(mark).count() % 2 == 1;
-    CONTROL.contains(&first)
-        || first.contains('(')
+    CONTROL.contains(&first) && !COMPOUNDS.contains(&(first, last))
+        || first.starts_with('(')
+        || first.contains("()")
+        || line.matches('(').count() != line.matches(')').count()
         || line.contains("<<")
         || GOES_ON.iter().any(|end| trimmed.ends_with(end))
         || quotes('"')
@@ -462,6 +468,21 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_its_own_is_passed_over_alone() {
+        for line in [
+            "N=$(nproc)",
+            "source /opt/env.sh",
+            "ulimit -s unlimited",
+            "export N=$(a | b)",
+            "true; true",
+            "if [ -n \"$Y\" ]; then export Y=1; fi",
+        ] {
+            let (exported, passed_over) = after(&format!("{line}\nexport X=1"), Unset::Unknown);
+            assert_eq!((exported, passed_over), (vec!["X=1".to_owned()], 1), "{line}");
+        }
+    }
+
+    #[test]
     fn a_line_passed_over_spoils_what_it_names() {
         let script =
             "export N=$(nproc)\nexport M=$N\nexport A=$(x)\nexport B=$A\nexport C=c\nN=1\nexport D=$N";
@@ -482,14 +503,15 @@ mod tests {
             "case x in\ny) export X=1;;\nesac",
             "echo \"\nexport X=1\n\"",
             "echo \\\nexport X=1",
+            "Y=$(cat\nexport X=1\n)",
             "(\nexport X=1\n)",
         ] {
             let (exported, passed_over) = after(script, Unset::Unknown);
             assert!(exported.is_empty() && passed_over == 1, "{script}: {exported:?}");
         }
         let mut variables = Variables::default();
-        let said = variables.apply(b"\nexport X=1\nif true; then echo; fi\nexport Y=1", Unset::Unknown);
-        assert_eq!(said, ["line 3 (and all that follows): if true; then echo; fi"]);
+        let said = variables.apply(b"\nexport X=1\nif true; then\nexport Y=1\nfi", Unset::Unknown);
+        assert_eq!(said, ["line 3 (and all that follows): if true; then"]);
         assert_eq!(variables.apply(b"\xff", Unset::Unknown), ["all of it: not UTF-8"]);
     }
 
