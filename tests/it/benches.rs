@@ -16,6 +16,11 @@ const MOUNT_POINTS: &[&str] = &["dev/", "etc/", "mnt/", "proc/", "sys/", "tmp/"]
 /// Runs `benches/NAME --smoke` on a small image; its report.
 #[track_caller]
 fn smoke(name: &str) -> String {
+    smoke_with(name, &[])
+}
+
+#[track_caller]
+fn smoke_with(name: &str, options: &[&str]) -> String {
     assert!(is_root(), "benches mount their peers: run this test as root");
     let dir = scratch();
     let oci = dir.path().join("oci");
@@ -33,7 +38,13 @@ fn smoke(name: &str) -> String {
     let top = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let bench = top.join("benches").join(name);
     let mut command = Command::new("python3");
-    command.arg(bench).arg(dir.path()).args(["--smoke", "--peers"]).arg(dir.path()).env("HPCRUN", binary());
+    command
+        .arg(bench)
+        .arg(dir.path())
+        .args(["--smoke", "--peers"])
+        .arg(dir.path())
+        .args(options)
+        .env("HPCRUN", binary());
     command.env("TMPDIR", dir.path());
     let output = command.output().expect("python3");
     let (report, errors) = (text(&output.stdout), text(&output.stderr));
@@ -76,6 +87,15 @@ fn bench_read_runs() {
     assert_rows(
         &report,
         &["| kernel squashfs |", "| squashfuse_ll |", "| ext4 directory |", "random reads", "run a program"],
+    );
+}
+
+#[test]
+fn bench_read_runs_on_other_formats() {
+    let report = smoke_with("read", &["--formats"]);
+    assert_rows(
+        &report,
+        &["gzip-1M: find", "xz-128K: 500 random", "| kernel squashfs |", "| squashfuse_ll |"],
     );
 }
 
