@@ -94,7 +94,7 @@ pub enum GraftError {
         path: String,
     },
     /// The path, or a link met on it, has a name that no directory can hold.
-    #[error("cannot add {path} to the image: {component:?} is not a file name of at most 255 bytes")]
+    #[error("{component:?} is not a file name of at most 255 bytes")]
     Name {
         /// As asked.
         path: String,
@@ -102,13 +102,13 @@ pub enum GraftError {
         component: String,
     },
     /// More links than the kernel would follow.
-    #[error("cannot add {path} to the image: more than 40 symbolic links on the way")]
+    #[error("more than 40 symbolic links on the way")]
     Loop {
         /// As asked.
         path: String,
     },
     /// Something else than a directory lies on the way.
-    #[error("cannot add {path} to the image: {component} is {found}, not a directory")]
+    #[error("{component} is {found}, not a directory")]
     NotDirectory {
         /// As asked.
         path: String,
@@ -137,7 +137,7 @@ pub enum GraftError {
         path: String,
     },
     /// A link's target is empty, has a NUL or is longer than 4095 bytes.
-    #[error("cannot add {path} to the image: its link target is not a path of 1 to 4095 bytes")]
+    #[error("its link target is not a path of 1 to 4095 bytes")]
     Target {
         /// As asked.
         path: String,
@@ -429,35 +429,24 @@ mod tests {
     #[test]
     fn hopeless_paths_are_refused_by_name() {
         let long = "n".repeat(256);
-        let long_message =
-            format!("cannot add /{long} to the image: {long:?} is not a file name of at most 255 bytes");
-        let loops = "cannot add /loop/x to the image: more than 40 symbolic links on the way";
+        let long_message = format!("{long:?} is not a file name of at most 255 bytes");
+        let loops = "more than 40 symbolic links on the way";
         for (path, expected) in [
             ("etc", "path \"etc\" in the image is not absolute"),
             ("", "path \"\" in the image is not absolute"),
             ("/loop/x", loops),
-            (
-                "/etc/passwd/x",
-                "cannot add /etc/passwd/x to the image: /etc/passwd is a regular file, not a directory",
-            ),
-            (
-                "/bin/sh/x/y",
-                "cannot add /bin/sh/x/y to the image: /usr/bin/sh is a regular file, not a directory",
-            ),
-            ("/pipe/x", "cannot add /pipe/x to the image: /pipe is a named pipe, not a directory"),
-            ("/a\0b", "cannot add /a\0b to the image: \"a\\0b\" is not a file name of at most 255 bytes"),
+            ("/etc/passwd/x", "/etc/passwd is a regular file, not a directory"),
+            ("/bin/sh/x/y", "/usr/bin/sh is a regular file, not a directory"),
+            ("/pipe/x", "/pipe is a named pipe, not a directory"),
+            ("/a\0b", "\"a\\0b\" is not a file name of at most 255 bytes"),
             ("/unreadable", "cannot resolve /unreadable in the image"),
             (&format!("/{long}"), &long_message),
         ] {
             check(path, Graft::Directory, expected);
         }
-        check("/b", Graft::File, "cannot add /b to the image: more than 40 symbolic links on the way");
+        check("/b", Graft::File, "more than 40 symbolic links on the way");
         for target in ["", "a\0b", &"t".repeat(4096)] {
-            check(
-                "/x",
-                symlink(target),
-                "cannot add /x to the image: its link target is not a path of 1 to 4095 bytes",
-            );
+            check("/x", symlink(target), "its link target is not a path of 1 to 4095 bytes");
         }
     }
 
@@ -481,11 +470,7 @@ mod tests {
             ("/link/bob", Graft::Directory, "/home/bob"),
             ("/home/file", Graft::File, "/home/file"),
             ("/home/file", Graft::File, "/home/file"),
-            (
-                "/home/file/x",
-                Graft::Directory,
-                "cannot add /home/file/x to the image: /home/file is a regular file, not a directory",
-            ),
+            ("/home/file/x", Graft::Directory, "/home/file is a regular file, not a directory"),
             ("/home/file", content("x"), "/home/file"),
             (
                 "/home/file",
