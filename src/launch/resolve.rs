@@ -53,7 +53,7 @@ impl<E: std::error::Error + 'static> Hint for ResolveError<E> {
 /// # Errors
 ///
 /// What `add` says, and a link that leads a bind onto the root, into `/dev`, `/proc` or `/sys`, or a user's into what the
-/// site forces. An optional bind so led is left out instead, with a note.
+/// site forces. An optional bind so led, or refused by `add`, is left out instead, with a note.
 pub fn resolve<E: std::error::Error + 'static>(
     plan: &mut LaunchPlan,
     mut add: impl FnMut(&Path, &Graft) -> Result<PathBuf, E>,
@@ -62,6 +62,7 @@ pub fn resolve<E: std::error::Error + 'static>(
     let mut kept = Vec::new();
     // Parents come first in the plan, so a child finds its parent here.
     let mut places: Vec<Place> = Vec::new();
+    let mut left_out: Vec<PathBuf> = Vec::new();
     for planned in &mut plan.mount.ops {
         let Op::Bind { destination, need, .. } = &mut planned.op else {
             continue;
@@ -72,18 +73,28 @@ pub fn resolve<E: std::error::Error + 'static>(
         let resolved = match (followed(&places, &asked), graft) {
             (Some(followed), _) => followed,
             (None, None) => asked.clone(),
-            (None, Some(graft)) => {
-                let resolved = add(&asked, &graft)
-                    .map_err(|source| ResolveError::Graft { path: asked.clone(), source })?;
-                kept.push((resolved.clone(), graft));
-                resolved
-            }
+            (None, Some(graft)) => match add(&asked, &graft) {
+                Ok(resolved) => {
+                    kept.push((resolved.clone(), graft));
+                    resolved
+                }
+                // An image whose /etc/hosts leads to a directory does without the host's.
+                Err(source) if is_optional => {
+                    left_out.push(asked.clone());
+                    plan.about.notes.push(format!("{} left out: {source}", asked.display()));
+                    continue;
+                }
+                Err(source) => return Err(ResolveError::Graft { path: asked, source }),
+            },
         };
         destination.clone_from(&resolved);
         let is_users = matches!(planned.reason, Reason::Flag(_));
         let is_forced = plan.about.forced.contains(&asked);
         places.push(Place { asked, resolved, is_users, is_forced, is_optional });
     }
+    plan.mount
+        .ops
+        .retain(|planned| self::place(planned).is_none_or(|at| !left_out.iter().any(|out| out == at)));
     let mut verdicts = Vec::new();
     for place in &places {
         verdicts.push(match astray(place, &places) {
