@@ -117,7 +117,8 @@ fn become_job(plan: LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Inf
         Event::NotShared { .. } => log::warn!("{event}"),
         event => log::info!("{event}"),
     };
-    enact::enact(plan, Some(image), grafts, &mut observer)
+    let image = plan.mount.is_served().then_some(image);
+    enact::enact(plan, image, grafts, &mut observer)
         .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
 }
 

@@ -87,6 +87,13 @@ pub struct MountPlan {
     pub ops: Vec<PlannedOp>,
 }
 
+impl MountPlan {
+    /// Whether the root is an image file, for which an image server is needed.
+    pub fn is_served(&self) -> bool {
+        self.ops.iter().any(|planned| matches!(planned.op, Op::Root(RootSource::Image(_))))
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
