@@ -29,6 +29,9 @@ use clap::{CommandFactory as _, Parser as _};
 use args::{Cli, Verb};
 use report::Failure;
 
+use crate::launch::enact::EnactError;
+use crate::sys::privilege;
+
 /// Parses the command line, runs the verb and turns its outcome into the exit status.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -36,7 +39,7 @@ pub fn main() -> ExitCode {
         Err(error) => return ExitCode::from(explain_usage(&error)),
     };
     logger::start(cli.verbose, cli.quiet);
-    match run(cli) {
+    match require_no_elevation().and_then(|()| run(cli)) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             failure.print();
@@ -48,6 +51,11 @@ pub fn main() -> ExitCode {
 /// The definition of the command line, from which `make man` makes the manual pages and the completions.
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// A setuid hpcrun would read and write for its caller what only its owner may.
+fn require_no_elevation() -> Result<(), Failure> {
+    if privilege::is_elevated() { Err(Failure::new(&EnactError::Elevated)) } else { Ok(()) }
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
