@@ -61,6 +61,17 @@ pub(crate) enum Verb {
     Run(Run),
     /// Open a shell in an image
     Shell(Shell),
+    /// List your containers that run on this node
+    ///
+    /// One line a container: the oldest of its processes, how many there are, for how long, the memory of its image
+    /// server, its job, its image and what it runs. Root sees everybody's.
+    Ps(Ps),
+    /// Join a container of yours that runs on this node
+    ///
+    /// TARGET is a process of the container, or its job as the launcher calls it (1234, 1234.0). Without a command a
+    /// shell is opened. The command gets the environment of that process but for what makes it a rank, and starts in
+    /// the working directory if the container shows it, else in that of the process.
+    Enter(Enter),
     /// Write an image file as a tar or as an OCI archive
     ///
     /// What comes out is the tree of the image; 'hpcrun convert tar:FILE' or 'oci-archive:FILE' makes it an image file
@@ -323,6 +334,29 @@ pub(crate) struct Shell {
     pub(crate) options: LaunchOptions,
     /// Image file
     pub(crate) image: PathBuf,
+}
+
+/// Arguments of `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `enter`.
+#[derive(Debug, Args)]
+#[command(override_usage = "hpcrun enter [OPTIONS] TARGET [COMMAND [ARG]...]")]
+pub(crate) struct Enter {
+    /// Set a variable, or pass the caller's: NAME[=VALUE]; may be repeated
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<OsString>,
+    /// Start in this directory of the container
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Process id or job id, then the command with its arguments [default: a shell]
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["TARGET", "COMMAND"])]
+    pub(crate) words: Vec<OsString>,
 }
 
 /// Arguments of `inspect`.

@@ -44,7 +44,7 @@ pub(crate) fn shell(args: &Shell) -> Result<u8, Failure> {
 }
 
 /// The image and what follows; one `--` between them is a habit from other tools.
-fn split(words: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
+pub(crate) fn split(words: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
     let mut words = words.into_iter().peekable();
     let image = PathBuf::from(words.next().unwrap_or_default());
     if words.peek().is_some_and(|word| word == "--") {

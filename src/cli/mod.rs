@@ -5,6 +5,7 @@
 mod args;
 mod convert;
 mod doctor;
+mod enter;
 mod export;
 mod image_file;
 mod inspect;
@@ -15,6 +16,7 @@ mod logger;
 mod login;
 mod output;
 mod progress;
+mod ps;
 mod registries_conf;
 mod registry;
 mod report;
@@ -69,6 +71,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),
         Verb::Shell(args) => launch::shell(&args),
+        Verb::Ps(args) => ps::run(&args),
+        Verb::Enter(args) => enter::run(args),
         Verb::Doctor(args) => doctor::run(&args),
     }
 }

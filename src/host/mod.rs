@@ -2,6 +2,7 @@
 //!
 //! A [`Host`] is data: tests write one by hand for a laptop, a Slurm node, an old kernel.
 
+pub mod containers;
 pub mod doctor;
 pub mod features;
 pub mod launcher;

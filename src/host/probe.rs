@@ -3,6 +3,8 @@
 //! [`probe_for_launch`] stands on the way of every rank of every job: a few dozen system calls, no program run.
 //! [`probe_for_doctor`] takes its time.
 
+mod processes;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -16,6 +18,8 @@ use super::features::{DevFuse, Observed};
 use super::{Environment, Features, Host, Kernel, Kind, Launcher, PathFact, User, variable};
 use crate::hint::Hint;
 use crate::sys::{self, caller};
+
+pub use processes::{containers, environment_of, mount_namespace_of, owner_of, working_directory_of};
 
 /// Policy files are pages, not volumes.
 const POLICY_LIMIT_BYTES: u64 = 1 << 20;

@@ -266,7 +266,7 @@ fn serve(plan: &LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Served,
 }
 
 /// A setuid hpcrun would hand its rights to the image; threads make the kernel refuse user namespaces, with `EINVAL`.
-fn require_plain_process() -> Result<(), EnactError> {
+pub(super) fn require_plain_process() -> Result<(), EnactError> {
     if privilege::is_elevated() {
         return Err(EnactError::Elevated);
     }

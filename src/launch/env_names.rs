@@ -94,6 +94,21 @@ pub const STRIPPED: Names = &[
     "PATH",
 ];
 
+/// What connects a rank with its launcher: a second process with the same would take the rank's place.
+pub const RANK: Names = &[
+    "PMI_*",
+    "PMI2_*",
+    "PMIX_*",
+    "OMPI_COMM_WORLD_*",
+    "OMPI_UNIVERSE_SIZE",
+    "MPI_LOCALNRANKS",
+    "MPI_LOCALRANKID",
+    "HYDI_CONTROL_FD",
+];
+
+/// What belongs to the terminal that a person sits at.
+pub const TERMINAL: Names = &["TERM", "COLORTERM"];
+
 /// What a launcher tells its ranks. Only a launcher can: values that were baked into an image are dropped.
 pub const LAUNCHER: Names = &[
     "SLURM_*",

@@ -3,6 +3,7 @@
 pub mod binds;
 pub mod command;
 pub mod enact;
+pub mod enter;
 pub mod env;
 pub mod env_names;
 pub mod error;

@@ -24,7 +24,7 @@ use crate::policy::path::{is_within, normalise};
 const DEFAULT_SERVER_THREADS: usize = 8;
 
 /// Everything a launch will do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LaunchPlan {
     /// The new root.
     pub mount: MountPlan,

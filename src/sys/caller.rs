@@ -42,6 +42,14 @@ pub fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+/// A time that the kernel counts in its ticks, as in `/proc/PID/stat`.
+pub fn ticks(count: u64) -> std::time::Duration {
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    let per_second = per_second.and_then(|ticks| u64::try_from(ticks).ok()).filter(|ticks| *ticks > 0);
+    let millis = u128::from(count) * 1000 / u128::from(per_second.unwrap_or(100));
+    std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
 /// An entry of the user database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserEntry {

@@ -19,6 +19,7 @@ pub mod process;
 pub mod signal;
 pub mod temporary;
 pub mod terminal;
+pub mod title;
 pub mod tree;
 
 pub use error::Error;

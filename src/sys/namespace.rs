@@ -62,6 +62,15 @@ fn write_proc(process: &PathFd, name: &str, text: &str) -> Result<(), Error> {
     }
 }
 
+/// Inode of the caller's user namespace.
+pub fn own_user_namespace() -> Result<u64, Error> {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::metadata("/proc/self/ns/user") {
+        Ok(metadata) => Ok(metadata.ino()),
+        Err(error) => Err(Error::from_io("stat(\"/proc/self/ns/user\")", &error)),
+    }
+}
+
 /// Which user and mount namespace: their inode numbers, unique among those that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NamespaceIds {
@@ -105,6 +114,26 @@ impl Namespaces {
         user.map_err(|errno| Error::new("setns(NEWUSER)", errno))?;
         let mount = nix::sched::setns(&self.mount, CloneFlags::CLONE_NEWNS);
         mount.map_err(|errno| Error::new("setns(NEWNS)", errno))
+    }
+}
+
+/// A process namespace that is not the caller's.
+#[derive(Debug)]
+pub struct PidNamespace(OwnedFd);
+
+impl PidNamespace {
+    /// The one in which the process whose directory in `/proc` is `process` has its children, if it is not the caller's.
+    pub fn other_than_own(process: &PathFd) -> Result<Option<PidNamespace>, Error> {
+        const NAME: &str = "ns/pid_for_children";
+        let (fd, inode) = open_namespace(process, NAME)?;
+        let (_, own) = open_namespace(&PathFd::open_directory(Path::new("/proc/self"))?, NAME)?;
+        Ok((inode != own).then_some(PidNamespace(fd)))
+    }
+
+    /// Has the caller's children be born there. The caller has all capabilities in the user namespace that it is of.
+    pub fn join_for_children(&self) -> Result<(), Error> {
+        nix::sched::setns(&self.0, CloneFlags::CLONE_NEWPID)
+            .map_err(|errno| Error::new("setns(NEWPID)", errno))
     }
 }
 

@@ -54,6 +54,12 @@ impl AsFd for PathFd {
     }
 }
 
+/// The path of an open file, as the kernel knows it: for people only, since it may lead elsewhere by now.
+pub fn name_of(file: &File) -> Result<PathBuf, Error> {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&link).map_err(|error| Error::from_io(format!("readlink({link:?})"), &error))
+}
+
 /// Opens `path` as if `root` were `/`, refusing every symbolic link with `ELOOP`: for paths that are resolved already.
 ///
 /// `..` is refused too: a resolved path has none. Mounts are crossed, and a directory that is to be mounted on access
@@ -142,6 +148,22 @@ fn is_working_directory_reachable() -> bool {
     // SAFETY: the kernel writes at most so many bytes.
     let length = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
     length > 0 && path.starts_with(b"/")
+}
+
+/// What makes two names lead to one file: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u64, u64);
+
+/// Which file `path` leads to; none if that cannot be told.
+pub fn identity(path: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(Identity(metadata.dev(), metadata.ino()))
+}
+
+/// Whether `path` leads to a file that the caller may execute.
+pub fn is_executable(path: &Path) -> bool {
+    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK) == Ok(())
 }
 
 /// Makes a directory with `mode`, less the umask. One that exists is left as it is.

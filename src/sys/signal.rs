@@ -27,6 +27,12 @@ pub fn ignore_all() -> Result<(), Error> {
     Ok(())
 }
 
+/// Ignores what the keyboard sends to every process at the terminal: for one that waits for another of them.
+pub fn ignore_interrupts() -> Result<(), Error> {
+    set_handler(libc::SIGINT, libc::SIG_IGN)?;
+    set_handler(libc::SIGQUIT, libc::SIG_IGN)
+}
+
 /// Ignores `SIGXFSZ`: a write beyond the limit of file sizes then fails with `EFBIG`, which can be reported.
 pub fn ignore_file_size_signal() -> Result<(), Error> {
     set_handler(libc::SIGXFSZ, libc::SIG_IGN)

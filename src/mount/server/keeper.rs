@@ -19,12 +19,13 @@ use super::session::{Agreement, Over, Session, Unanswered};
 use super::tree::Tree;
 use super::trouble::Reporter;
 use super::watch::RELIEF_MAX;
+use crate::host::containers::keeper_title;
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
 use crate::sys::notice::StandardError;
 use crate::sys::process::{self, Ended, Fork};
-use crate::sys::{self, affinity, signal};
+use crate::sys::{self, affinity, namespace, signal, title};
 
 const KEEPER_NAME: &CStr = c"hpcrun-keeper";
 const SERVER_NAME: &CStr = c"hpcrun-server";
@@ -94,6 +95,7 @@ fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
     );
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
+    say_what_is_served(&tree);
     become_helper(&[device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()])?;
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
@@ -159,6 +161,15 @@ fn become_helper(keep: &[i32]) -> Result<(), sys::Error> {
     // A binding that stays makes the server slower, not wrong.
     let _ = affinity::reset();
     Ok(())
+}
+
+/// Lets `ps`, and 'hpcrun ps', tell whom this serves with what; also that nobody who kills a job by its command line
+/// (`pkill -f`) means us. Only a courtesy: without it everything works.
+fn say_what_is_served(tree: &Tree) {
+    if let Ok(user_namespace) = namespace::own_user_namespace() {
+        let image = sys::path::name_of(tree.image().file()).unwrap_or_default();
+        let _ = title::set(&keeper_title(user_namespace, &image));
+    }
 }
 
 /// How servers have ended of late.
