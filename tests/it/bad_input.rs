@@ -313,7 +313,7 @@ fn files_closed_to_the_user() {
 }
 
 /// A script run as root in a mount namespace of its own, which ends in a program run as the ordinary user.
-fn in_private_mounts(script: &str, words: &[&OsStr]) -> Output {
+pub(crate) fn in_private_mounts(script: &str, words: &[&OsStr]) -> Output {
     assert!(is_root(), "this test changes mounts in a namespace of its own: run it as root");
     let drop = format!(
         "exec setpriv --reuid {TEST_USER} --regid {TEST_USER} --init-groups --inh-caps=-all -- \"$@\""

@@ -14,6 +14,7 @@
 
 mod support;
 
+mod acceptance;
 mod bad_input;
 mod benches;
 mod budgets;
