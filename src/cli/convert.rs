@@ -18,7 +18,7 @@ use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
 use crate::convert::{self, Destination, Extras, LayerCache, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
-use crate::image::trailer::{Conversion, LayerProvenance, Provenance, Trailer};
+use crate::image::trailer::{Conversion, LayerProvenance, Provenance, SectionKind, Trailer};
 use crate::policy::rules::ConvertLimits;
 use crate::policy::{Policy, Refusal};
 use crate::squashfs::compress::Compression;
@@ -93,9 +93,11 @@ fn run(
     .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
-    let trailer = |squashfs: &writer::Summary| trailer(source.image(), &chosen).encode(squashfs.bytes_used);
+    let trailer = |squashfs: &writer::Summary, hashes: Vec<u8>| {
+        trailer(source.image(), &chosen, hashes).encode(squashfs.bytes_used)
+    };
     let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
-    let converted = convert::convert_with(extras, &*source, &destination, &chosen, &progress, trailer);
+    let converted = convert::convert_hashed(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
     let summary = converted.map_err(|error| limits::failure(&error, &policy))?;
     warn_of_losses(&summary);
@@ -221,7 +223,7 @@ fn docker_socket(reference: &SourceReference) -> Result<PathBuf, Failure> {
 }
 
 /// What the trailer says of the image and of how it was converted.
-fn trailer(image: &SourceImage, options: &convert::ConvertOptions) -> Trailer {
+fn trailer(image: &SourceImage, options: &convert::ConvertOptions, hashes: Vec<u8>) -> Trailer {
     let layers = image
         .layers
         .iter()
@@ -249,8 +251,18 @@ fn trailer(image: &SourceImage, options: &convert::ConvertOptions) -> Trailer {
             conversion: Conversion { codec: codec.to_owned(), level, block_size: options.block_size },
             hpcrun_version: env!("CARGO_PKG_VERSION").to_owned(),
         },
-        others: Vec::new(),
+        others: chunk_hashes(hashes).into_iter().collect(),
     }
+}
+
+/// The section, unless readers would refuse it.
+fn chunk_hashes(section: Vec<u8>) -> Option<(SectionKind, Vec<u8>)> {
+    let kind = SectionKind::ChunkHashes;
+    let fits = section.len() as u64 <= kind.max_bytes();
+    if !fits {
+        log::warn!("the image has too many blocks for chunk hashes: 'hpcrun verify' will not work");
+    }
+    fits.then_some((kind, section))
 }
 
 fn warn_of_losses(summary: &Summary) {

@@ -15,6 +15,7 @@ mod created;
 mod error;
 pub mod export;
 mod generate;
+pub mod keep;
 pub mod layer;
 mod options;
 mod order;
@@ -37,6 +38,7 @@ pub use pack::FileSink;
 pub use progress::{Bottleneck, LayerProgress, LayerState, Progress};
 pub use publish::Destination;
 
+use crate::image::chunks;
 use crate::squashfs::writer::{self, Tree};
 use attempt::{Attempt, Image};
 use cache::Shelf;
@@ -74,8 +76,8 @@ pub struct Extras<'a> {
 
 /// Converts the image of `source` into one file at `destination`, which appears complete or not at all.
 ///
-/// `trailer` gives the bytes that follow the squashfs, from the padding on (see [`crate::image::trailer`]). `progress` must be made for the same
-/// image.
+/// `trailer` gives the bytes that follow the squashfs, from the padding on (see [`crate::image::trailer`]), out of a
+/// summary. `progress` must be made for the same image.
 pub fn convert(
     source: &dyn Source,
     destination: &Destination,
@@ -95,6 +97,18 @@ pub fn convert_with(
     progress: &Progress,
     trailer: impl FnOnce(&writer::Summary) -> Vec<u8>,
 ) -> Result<Summary, ConvertError> {
+    convert_hashed(extras, source, destination, options, progress, |summary, _| trailer(summary))
+}
+
+/// The same; `trailer` also gets the section with the chunk hashes (see [`crate::image::chunks`]).
+pub fn convert_hashed(
+    extras: Extras<'_>,
+    source: &dyn Source,
+    destination: &Destination,
+    options: &ConvertOptions,
+    progress: &Progress,
+    trailer: impl FnOnce(&writer::Summary, Vec<u8>) -> Vec<u8>,
+) -> Result<Summary, ConvertError> {
     let path = &destination.path;
     let (unpublished, output) = Unpublished::create(destination)?;
     let mut shelf = Shelf::new(extras.cache, options);
@@ -111,7 +125,8 @@ pub fn convert_with(
     };
     let Image { squashfs, written, merged, unknown_paths } = image;
     progress.set_bytes_out(squashfs.data_bytes_out);
-    let trailer = trailer(&squashfs);
+    let hashes = chunks::encode(written.chunks().iter().map(|chunk| (chunk.length, chunk.digest)));
+    let trailer = trailer(&squashfs, hashes);
     let file_size = publish::append(&output, squashfs.bytes_used, &trailer)
         .map_err(|source| ConvertError::Trailer { path: path.clone(), source })?;
     let cached_layers = shelf.hits;

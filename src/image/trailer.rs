@@ -33,13 +33,19 @@ pub enum SectionKind {
     Config = 2,
     /// [`Provenance`] as JSON.
     Provenance = 3,
-    /// SHA-256 of each chunk of the file with their Merkle root; reserved.
+    /// SHA-256 of each chunk of the squashfs with their Merkle root, see [`super::chunks`].
     ChunkHashes = 4,
     /// What a launch needs to know of the content; reserved.
     Facts = 5,
     /// Signatures of the rest of the table; reserved.
     Signatures = 6,
+    /// What a start reads, see [`super::profile`].
+    Profile = 7,
 }
+
+/// The kinds that a trailer may lack.
+const OTHER_KINDS: [SectionKind; 4] =
+    [SectionKind::ChunkHashes, SectionKind::Facts, SectionKind::Signatures, SectionKind::Profile];
 
 impl SectionKind {
     /// The number in the section table.
@@ -54,8 +60,9 @@ impl SectionKind {
             SectionKind::Config => super::config::MAX_CONFIG_BYTES,
             SectionKind::Provenance | SectionKind::Signatures => 1 << 20,
             SectionKind::Facts => 16 << 20,
-            // 32 bytes for each 128 KiB of an image of 1 TiB.
-            SectionKind::ChunkHashes => 256 << 20,
+            // 36 bytes a block: the blocks of 3.5 TiB at 128 KiB each.
+            SectionKind::ChunkHashes => 1 << 30,
+            SectionKind::Profile => super::profile::MAX_BYTES,
         }
     }
 }
@@ -113,7 +120,7 @@ pub struct Trailer {
     pub config: Vec<u8>,
     /// Where the image came from.
     pub provenance: Provenance,
-    /// Sections of the reserved kinds, in the order they are to be written.
+    /// Other sections, in the order they are to be written.
     pub others: Vec<(SectionKind, Vec<u8>)>,
 }
 
@@ -178,46 +185,50 @@ impl crate::hint::Hint for TrailerError {
 impl Trailer {
     /// The bytes that follow a squashfs of `squashfs_length` bytes (`bytes_used`), from the padding up to the alignment
     /// to the footer. Depends on its arguments alone, so that equal images are equal files.
-    #[expect(clippy::cast_possible_truncation, reason = "lengths of what is in memory, few sections")]
     pub fn encode(&self, squashfs_length: u64) -> Vec<u8> {
         let provenance = json_of(&self.provenance);
-        let mut sections: Vec<(SectionKind, &[u8])> = vec![
-            (SectionKind::Manifest, &self.manifest),
-            (SectionKind::Config, &self.config),
-            (SectionKind::Provenance, &provenance),
+        let mut sections: Vec<(u32, &[u8])> = vec![
+            (SectionKind::Manifest.number(), &self.manifest),
+            (SectionKind::Config.number(), &self.config),
+            (SectionKind::Provenance.number(), &provenance),
         ];
-        sections.extend(self.others.iter().map(|(kind, bytes)| (*kind, bytes.as_slice())));
-
-        let mut out = Output { bytes: Vec::new(), base: squashfs_length };
-        out.pad_to(ALIGNMENT);
-        let start = out.position();
-        let mut table = Vec::with_capacity(sections.len() * ENTRY_BYTES);
-        for (kind, bytes) in &sections {
-            out.pad_to(SECTION_ALIGNMENT);
-            table.extend_from_slice(&kind.number().to_le_bytes());
-            table.extend_from_slice(&0u32.to_le_bytes());
-            table.extend_from_slice(&out.position().to_le_bytes());
-            table.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-            table.extend_from_slice(&0u64.to_le_bytes());
-            table.extend_from_slice(&Sha256::digest(bytes));
-            out.bytes.extend_from_slice(bytes);
-        }
-        // Table and footer end on the alignment, so that the file fits block devices without a ragged end.
-        let tail = (table.len() + FOOTER_BYTES) as u64;
-        let end = (out.position() + tail).next_multiple_of(ALIGNMENT);
-        out.bytes.resize((end - tail - squashfs_length) as usize, 0);
-        let footer = Footer {
-            start,
-            table_offset: out.position(),
-            section_count: sections.len() as u32,
-            squashfs_length,
-            file_length: end,
-            table_digest: Sha256::digest(&table).into(),
-        };
-        out.bytes.extend_from_slice(&table);
-        out.bytes.extend_from_slice(&footer.encode());
-        out.bytes
+        sections.extend(self.others.iter().map(|(kind, bytes)| (kind.number(), bytes.as_slice())));
+        assemble(&sections, squashfs_length)
     }
+}
+
+/// A trailer of sections in this order, each with the number of its kind.
+#[expect(clippy::cast_possible_truncation, reason = "lengths of what is in memory, few sections")]
+fn assemble(sections: &[(u32, &[u8])], squashfs_length: u64) -> Vec<u8> {
+    let mut out = Output { bytes: Vec::new(), base: squashfs_length };
+    out.pad_to(ALIGNMENT);
+    let start = out.position();
+    let mut table = Vec::with_capacity(sections.len() * ENTRY_BYTES);
+    for (number, bytes) in sections {
+        out.pad_to(SECTION_ALIGNMENT);
+        table.extend_from_slice(&number.to_le_bytes());
+        table.extend_from_slice(&0u32.to_le_bytes());
+        table.extend_from_slice(&out.position().to_le_bytes());
+        table.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        table.extend_from_slice(&0u64.to_le_bytes());
+        table.extend_from_slice(&Sha256::digest(bytes));
+        out.bytes.extend_from_slice(bytes);
+    }
+    // Table and footer end on the alignment, so that the file fits block devices without a ragged end.
+    let tail = (table.len() + FOOTER_BYTES) as u64;
+    let end = (out.position() + tail).next_multiple_of(ALIGNMENT);
+    out.bytes.resize((end - tail - squashfs_length) as usize, 0);
+    let footer = Footer {
+        start,
+        table_offset: out.position(),
+        section_count: sections.len() as u32,
+        squashfs_length,
+        file_length: end,
+        table_digest: Sha256::digest(&table).into(),
+    };
+    out.bytes.extend_from_slice(&table);
+    out.bytes.extend_from_slice(&footer.encode());
+    out.bytes
 }
 
 /// JSON of a struct whose members serialise by construction.
@@ -360,6 +371,30 @@ impl Fields<'_> {
 /// Reads exactly the buffer's length at an offset of the image file.
 pub type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + 'a;
 
+/// Where a section lies and what it holds, to be read later; nothing of it was read yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Offset in the file, bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// SHA-256.
+    pub digest: [u8; 32],
+}
+
+impl Place {
+    /// Reads the section, which must have at most `most` bytes, and checks its SHA-256.
+    pub fn read(&self, most: u64, read_at: &ReadAt<'_>) -> Result<Vec<u8>, TrailerError> {
+        let length = usize::try_from(self.length).ok().filter(|_| self.length <= most);
+        let mut bytes = vec![0; length.ok_or(TrailerError::Malformed("a section is too large"))?];
+        read_at(self.offset, &mut bytes).map_err(TrailerError::Read)?;
+        if Sha256::digest(&bytes).as_slice() != self.digest {
+            return Err(TrailerError::Damaged("a section"));
+        }
+        Ok(bytes)
+    }
+}
+
 /// The checked section table of an image file: what is there and where, nothing read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
@@ -370,9 +405,7 @@ pub struct Contents {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     number: u32,
-    offset: u64,
-    length: u64,
-    digest: [u8; 32],
+    place: Place,
 }
 
 impl Contents {
@@ -404,7 +437,7 @@ impl Contents {
 
     /// Length of section `kind`, bytes; none when it is not there.
     pub fn section_length(&self, kind: SectionKind) -> Option<u64> {
-        self.entry(kind).map(|entry| entry.length)
+        self.place(kind).map(|place| place.length)
     }
 
     fn entry(&self, kind: SectionKind) -> Option<&Entry> {
@@ -413,17 +446,39 @@ impl Contents {
 
     /// Reads section `kind` and checks its SHA-256.
     pub fn section(&self, kind: SectionKind, read_at: &ReadAt<'_>) -> Result<Option<Vec<u8>>, TrailerError> {
-        let Some(entry) = self.entry(kind) else { return Ok(None) };
-        let too_large = || TrailerError::TooLarge { kind, length: entry.length };
-        if entry.length > kind.max_bytes() {
-            return Err(too_large());
+        let Some(place) = self.place(kind) else { return Ok(None) };
+        if place.length > kind.max_bytes() {
+            return Err(TrailerError::TooLarge { kind, length: place.length });
         }
-        let mut bytes = vec![0; usize::try_from(entry.length).map_err(|_| too_large())?];
-        read_at(entry.offset, &mut bytes).map_err(TrailerError::Read)?;
-        if Sha256::digest(&bytes).as_slice() != entry.digest {
-            return Err(TrailerError::Damaged("a section"));
+        place.read(kind.max_bytes(), read_at).map(Some)
+    }
+
+    /// Where section `kind` lies; none when it is not there.
+    pub fn place(&self, kind: SectionKind) -> Option<Place> {
+        self.entry(kind).map(|entry| entry.place)
+    }
+
+    /// Where each section lies, with the number of its kind, known or not.
+    pub fn places(&self) -> impl Iterator<Item = (u32, Place)> + '_ {
+        self.entries.iter().map(|entry| (entry.number, entry.place))
+    }
+
+    /// The trailer with `bytes` as its section `kind`, which comes last. All other sections are as they are in the
+    /// file, unknown ones included, and they stay where they are: only what follows them changes.
+    pub fn with_section(
+        &self,
+        kind: SectionKind,
+        bytes: &[u8],
+        read_at: &ReadAt<'_>,
+    ) -> Result<Vec<u8>, TrailerError> {
+        let mut kept = Vec::new();
+        for (number, place) in self.places().filter(|(number, _)| *number != kind.number()) {
+            kept.push((number, place.read(SectionKind::ChunkHashes.max_bytes(), read_at)?));
         }
-        Ok(Some(bytes))
+        let mut sections: Vec<(u32, &[u8])> =
+            kept.iter().map(|(number, bytes)| (*number, bytes.as_slice())).collect();
+        sections.push((kind.number(), bytes));
+        Ok(assemble(&sections, self.footer.squashfs_length))
     }
 
     /// Reads and parses the provenance alone.
@@ -440,7 +495,7 @@ impl Contents {
     /// Reads all sections that this version knows.
     pub fn trailer(&self, read_at: &ReadAt<'_>) -> Result<Trailer, TrailerError> {
         let mut others = Vec::new();
-        for kind in [SectionKind::ChunkHashes, SectionKind::Facts, SectionKind::Signatures] {
+        for kind in OTHER_KINDS {
             if let Some(bytes) = self.section(kind, read_at)? {
                 others.push((kind, bytes));
             }
@@ -461,7 +516,7 @@ impl Entry {
         let _flags = fields.u32()?;
         let (offset, length) = (fields.u64()?, fields.u64()?);
         let _reserved = fields.u64()?;
-        let entry = Entry { number, offset, length, digest: fields.take()? };
+        let entry = Entry { number, place: Place { offset, length, digest: fields.take()? } };
         let end = offset.checked_add(length);
         if offset < footer.start || end.is_none_or(|end| end > footer.table_offset) {
             return Err(TrailerError::Malformed("a section lies outside the trailer"));

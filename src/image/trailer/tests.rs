@@ -282,3 +282,38 @@ fn a_read_error_is_passed_on() {
     let refused = |_: u64, _: &mut [u8]| Err(io::ErrorKind::PermissionDenied.into());
     assert!(matches!(Contents::read(4096, &refused), Err(TrailerError::Read(_))));
 }
+
+#[test]
+fn a_section_is_added_and_replaced_without_moving_the_others() {
+    let mut trailer = sample();
+    trailer.others = vec![(SectionKind::ChunkHashes, vec![7; 100_000])];
+    let first = file(&trailer, 5000);
+    let contents = Contents::read(first.len() as u64, &reader(&first)).unwrap().unwrap();
+    for profile in [vec![1; 5000], vec![2; 9]] {
+        let with = |contents: &Contents, file: &[u8]| {
+            let added = contents.with_section(SectionKind::Profile, &profile, &reader(file)).unwrap();
+            [&file[..5000], &added].concat()
+        };
+        let added = with(&contents, &first);
+        let contents = Contents::read(added.len() as u64, &reader(&added)).unwrap().unwrap();
+        let found = contents.trailer(&reader(&added)).unwrap();
+        assert_eq!(
+            found.others,
+            [trailer.others.clone(), vec![(SectionKind::Profile, profile.clone())]].concat()
+        );
+        assert_eq!((found.manifest, found.config), (trailer.manifest.clone(), trailer.config.clone()));
+        let kept = contents.place(SectionKind::ChunkHashes).unwrap();
+        assert_eq!(
+            added[..(kept.offset + kept.length) as usize],
+            first[..(kept.offset + kept.length) as usize]
+        );
+        assert_eq!(with(&contents, &added), added);
+    }
+    let mut unknown = first.clone();
+    patch_entry(&mut unknown, 3, 0, &77u32.to_le_bytes(), 4);
+    let contents = Contents::read(unknown.len() as u64, &reader(&unknown)).unwrap().unwrap();
+    let added = contents.with_section(SectionKind::Profile, b"p", &reader(&unknown)).unwrap();
+    let added = [&unknown[..5000], &added].concat();
+    let contents = Contents::read(added.len() as u64, &reader(&added)).unwrap().unwrap();
+    assert_eq!(contents.places().map(|(number, _)| number).collect::<Vec<_>>(), [1, 2, 3, 77, 7]);
+}

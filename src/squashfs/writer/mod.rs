@@ -9,6 +9,7 @@
 //! Until [`Writer::finish`] returns, the output starts with zeros and nobody takes it for an image.
 
 mod check;
+mod chunks;
 mod directory;
 mod error;
 mod file;
@@ -35,6 +36,7 @@ use crate::squashfs::writer::output::Layout;
 use crate::squashfs::writer::pipeline::Pipeline;
 use crate::squashfs::writer::stored::Slice;
 
+pub use crate::squashfs::writer::chunks::Chunk;
 pub use crate::squashfs::writer::error::{
     EntryError, FILE_BLOCKS_MAX, SYMLINK_MAX, WriteError, XATTR_NAME_MAX, XATTR_VALUE_MAX,
 };
@@ -376,8 +378,7 @@ impl Writer {
         self.finish_recorded(tree).map(|(file, summary, _)| (file, summary))
     }
 
-    /// The same, and where every file's data is; only after [`Writer::create_recording`] that is more than
-    /// nothing.
+    /// The same, with the image's chunks and, only after [`Writer::create_recording`], where every file's data is.
     pub fn finish_recorded(self, tree: &Tree) -> Result<(File, Summary, Written), WriteError> {
         let recording = self.recording;
         let Writer { options, mut pipeline, mut fragments, open, files, data_bytes_in, .. } = self;
@@ -392,16 +393,19 @@ impl Writer {
             drop(fragments);
             Vec::new()
         };
-        let (sink, layout) = pipeline.finish()?;
-        let data_bytes_out = sink.position() - head(options.compression).len() as u64;
-        let (file, superblock) = tables::write(sink, &layout, &files, tree, &options)?;
+        let (sink, mut layout) = pipeline.finish()?;
+        let head = head(options.compression);
+        let data_bytes_out = sink.position() - head.len() as u64;
+        let chunks = std::mem::take(&mut layout.chunks);
+        let end = tables::End { sink, chunks, head };
+        let (file, superblock, chunks) = tables::write(end, &layout, &files, tree, &options)?;
         let summary = Summary {
             bytes_used: superblock.bytes_used,
             inodes: superblock.inode_count,
             data_bytes_in,
             data_bytes_out,
         };
-        Ok((file, summary, Written { files, layout, digests }))
+        Ok((file, summary, Written { files, layout, chunks, digests }))
     }
 }
 
@@ -410,11 +414,17 @@ impl Writer {
 pub struct Written {
     files: Vec<FileRecord>,
     layout: Layout,
+    chunks: Vec<Chunk>,
     /// Of the contents of small files, by fragment block and offset.
     digests: Vec<((u32, u32), [u8; 32])>,
 }
 
 impl Written {
+    /// All chunks of the image, of which the last ends with it.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
     /// The data of a file, with positions in the image file; none if it was not recorded.
     pub fn file(&self, id: FileId) -> Option<StoredFile> {
         let record = self.files.get(usize::try_from(id.0).ok()?)?;

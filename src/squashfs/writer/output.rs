@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 use sha2::{Digest, Sha256};
 
 use crate::squashfs::writer::WriteError;
+use crate::squashfs::writer::chunks::Chunks;
 use crate::squashfs::writer::pipeline::{Block, Packed, Role, Shared};
 use crate::squashfs::writer::sink::Sink;
 use crate::squashfs::writer::stored::{Fingerprint, StoredBlock, StoredFragment, StoredWord};
@@ -45,7 +46,9 @@ pub(super) struct Layout {
     words: Vec<u32>,
     /// Offset and size word of each fragment block.
     pub(super) fragments: Vec<(u64, u32)>,
-    /// Digests of the stored blocks, where they are wanted.
+    /// All that is stored, head and blocks.
+    pub(super) chunks: Chunks,
+    /// Fingerprints of the stored blocks, where they are wanted.
     record: Option<Record>,
 }
 
@@ -100,6 +103,7 @@ impl Layout {
 struct Open {
     start: u64,
     first_word: usize,
+    first_chunk: usize,
     /// Over block list and digests of the stored blocks: equal only for equal runs (layers are untrusted,
     /// hence SHA-256).
     digest: Sha256,
@@ -116,7 +120,8 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(sink: Sink, shared: Arc<Shared>, record: bool) -> Output {
-        let layout = Layout { record: record.then(Record::default), ..Layout::default() };
+        let layout =
+            Layout { chunks: Chunks::new(), record: record.then(Record::default), ..Layout::default() };
         Output { sink, layout, open: None, runs_by_digest: HashMap::new(), shared }
     }
 
@@ -153,9 +158,9 @@ impl Output {
             Role::Fragment { length } => {
                 self.layout.fragments.push((self.sink.position(), packed.size_word));
                 if let Some(record) = &mut self.layout.record {
-                    record.fragments.push((packed.fingerprint.unwrap_or_default(), length));
+                    record.fragments.push((packed.fingerprint, length));
                 }
-                self.sink.append(packed.block.filled())?;
+                self.append(packed)?;
             }
             Role::Data { holes_before, last } => {
                 self.store_data(packed, holes_before)?;
@@ -174,27 +179,33 @@ impl Output {
             self.open = Some(Open {
                 start: self.sink.position(),
                 first_word: self.layout.words.len(),
+                first_chunk: self.layout.chunks.count(),
                 digest: Sha256::new(),
             });
         }
         self.push_holes(holes_before);
         self.push_word(packed.size_word, packed.fingerprint);
-        if let (Some(open), Some(fingerprint)) = (&mut self.open, packed.fingerprint) {
-            open.digest.update(fingerprint.digest);
+        if let Some(open) = &mut self.open {
+            open.digest.update(packed.fingerprint.digest);
         }
+        self.append(packed)
+    }
+
+    fn append(&mut self, packed: &Packed) -> Result<(), WriteError> {
+        self.layout.chunks.push(packed.block.filled(), packed.fingerprint.digest);
         self.sink.append(packed.block.filled())
     }
 
     fn push_holes(&mut self, holes: u32) {
         if holes > 0 {
-            self.push_word(holes | HOLES, None);
+            self.push_word(holes | HOLES, Fingerprint::default());
         }
     }
 
-    fn push_word(&mut self, word: u32, fingerprint: Option<Fingerprint>) {
+    fn push_word(&mut self, word: u32, fingerprint: Fingerprint) {
         self.layout.words.push(word);
         if let Some(record) = &mut self.layout.record {
-            record.words.push(fingerprint.unwrap_or_default());
+            record.words.push(fingerprint);
         }
         if let Some(open) = &mut self.open {
             open.digest.update(word.to_le_bytes());
@@ -211,6 +222,7 @@ impl Output {
             Some(run) => {
                 self.sink.rewind(open.start);
                 self.layout.words.truncate(open.first_word);
+                self.layout.chunks.truncate(open.first_chunk);
                 if let Some(record) = &mut self.layout.record {
                     record.words.truncate(open.first_word);
                 }

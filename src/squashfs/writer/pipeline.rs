@@ -117,8 +117,8 @@ pub(super) struct Packed {
     pub(super) block: Block,
     /// Size with the flag for an uncompressed block, as in block lists and the fragment table.
     pub(super) size_word: u32,
-    /// Of the stored bytes; of fragment blocks only when the layout is recorded.
-    pub(super) fingerprint: Option<Fingerprint>,
+    /// Of the stored bytes.
+    pub(super) fingerprint: Fingerprint,
     pub(super) role: Role,
 }
 
@@ -341,7 +341,7 @@ impl Worker {
                     from.read(stored, &mut job.block)?;
                     let StoredBlock { size_word, fingerprint, .. } = *stored;
                     let Job { sequence, block, role, .. } = job;
-                    Packed { sequence, block, size_word, fingerprint: Some(fingerprint), role }
+                    Packed { sequence, block, size_word, fingerprint, role }
                 }
                 Content::Slices(slices) => {
                     gatherer.gather(slices, &mut job.block)?;
@@ -403,7 +403,6 @@ fn pack(
         None => DATA_UNCOMPRESSED,
     };
     let size_word = u32::try_from(block.len()).unwrap_or(u32::MAX) | flag;
-    let is_compared = record || matches!(role, Role::Data { .. });
-    let fingerprint = is_compared.then(|| Fingerprint::of(block.filled(), record));
+    let fingerprint = Fingerprint::of(block.filled(), record);
     Ok(Packed { sequence, block, size_word, fingerprint, role })
 }

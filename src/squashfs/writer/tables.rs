@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 
 use crate::squashfs::format::{InodeRef, NO_TABLE, PADDING, Superblock, flags, inode_type};
+use crate::squashfs::writer::chunks::{Chunk, Chunks};
 use crate::squashfs::writer::directory::{ListedEntry, Listing, write_listing};
 use crate::squashfs::writer::file::FileRecord;
 use crate::squashfs::writer::ids::IdTable;
@@ -16,30 +17,60 @@ use crate::squashfs::writer::sink::Sink;
 use crate::squashfs::writer::xattr::XattrTable;
 use crate::squashfs::writer::{Inode, InodeIndex, InodeKind, Tree, WriteError, WriterOptions};
 
-/// Writes tables, padding and superblock; gives back the file and the superblock.
+/// The end of an image whose data is stored.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) sink: Sink,
+    pub(super) chunks: Chunks,
+    /// What the image begins with, where the superblock is still missing.
+    pub(super) head: Vec<u8>,
+}
+
+impl End {
+    fn position(&self) -> u64 {
+        self.sink.position()
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.chunks.push_table(bytes);
+        self.sink.append(bytes)
+    }
+
+    fn finish(mut self, superblock: &Superblock) -> Result<(File, Vec<Chunk>), WriteError> {
+        let padding = self.position().next_multiple_of(PADDING) - self.position();
+        self.sink.append(&vec![0; usize::try_from(padding).unwrap_or_default()])?;
+        let superblock = superblock.to_bytes();
+        if let Some(room) = self.head.first_chunk_mut() {
+            *room = superblock;
+        }
+        Ok((self.sink.finish(&superblock)?, self.chunks.finish(&self.head)))
+    }
+}
+
+/// Writes tables, padding and superblock; gives back the file, the superblock and all chunks.
 ///
 /// The kernel takes the tables only in this order and without gaps (`fs/squashfs/super.c`).
 pub(super) fn write(
-    mut sink: Sink,
+    mut end: End,
     layout: &Layout,
     files: &[FileRecord],
     tree: &Tree,
     options: &WriterOptions,
-) -> Result<(File, Superblock), WriteError> {
+) -> Result<(File, Superblock, Vec<Chunk>), WriteError> {
     let packed = TreePacker::new(layout, files, tree, options)?.pack()?;
-    let inode_table = sink.position();
-    sink.append(&packed.inodes)?;
-    let directory_table = sink.position();
-    sink.append(&packed.listings)?;
-    let fragment_table = append_table(&mut sink, &fragment_entries(layout), options)?;
-    let export_table = append_table(&mut sink, &packed.export, options)?;
-    let id_table = append_table(&mut sink, &packed.ids.to_bytes(), options)?;
+    let inode_table = end.position();
+    end.append(&packed.inodes)?;
+    let directory_table = end.position();
+    end.append(&packed.listings)?;
+    let fragment_table = append_table(&mut end, &fragment_entries(layout), options)?;
+    let export_table = append_table(&mut end, &packed.export, options)?;
+    let id_table = append_table(&mut end, &packed.ids.to_bytes(), options)?;
     let mut xattr_table = NO_TABLE;
-    if let Some((bytes, header)) = packed.xattrs.finish(sink.position(), options)? {
-        sink.append(&bytes)?;
+    if let Some((bytes, header)) = packed.xattrs.finish(end.position(), options)? {
+        end.append(&bytes)?;
         xattr_table = header;
     }
-    let bytes_used = sink.position();
+    let bytes_used = end.position();
     let superblock = Superblock {
         inode_count: packed.inode_count,
         mkfs_time: options.mkfs_time,
@@ -61,9 +92,8 @@ pub(super) fn write(
         fragment_table,
         export_table,
     };
-    let padding = bytes_used.next_multiple_of(PADDING) - bytes_used;
-    sink.append(&vec![0; usize::try_from(padding).unwrap_or_default()])?;
-    Ok((sink.finish(&superblock.to_bytes())?, superblock))
+    let (file, chunks) = end.finish(&superblock)?;
+    Ok((file, superblock, chunks))
 }
 
 fn fragment_entries(layout: &Layout) -> Vec<u8> {
@@ -77,13 +107,13 @@ fn fragment_entries(layout: &Layout) -> Vec<u8> {
 }
 
 /// Appends a table; gives the position of its index, or [`NO_TABLE`] if it is empty.
-fn append_table(sink: &mut Sink, entries: &[u8], options: &WriterOptions) -> Result<u64, WriteError> {
+fn append_table(end: &mut End, entries: &[u8], options: &WriterOptions) -> Result<u64, WriteError> {
     if entries.is_empty() {
         return Ok(NO_TABLE);
     }
-    let position = sink.position();
+    let position = end.position();
     let table = lookup_table(entries, position, &[], options)?;
-    sink.append(&table.bytes)?;
+    end.append(&table.bytes)?;
     Ok(position + table.index as u64)
 }
 
