@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::block_index::{BlockIndex, Checkpoint, STRIDE};
 use super::metadata::Cursor;
-use super::{FileLayout, Filesystem, Piece, ReadError};
+use super::{FileLayout, Filesystem, Piece, ReadError, Touched};
 use crate::squashfs::decompress::decompress;
 use crate::squashfs::format::DATA_UNCOMPRESSED;
 
@@ -152,6 +152,8 @@ impl Filesystem {
 
     /// Reads and decompresses a block into memory of its own that was zeroed before.
     fn load_block(&self, block: Block, expected: usize) -> Result<Arc<[u8]>, ReadError> {
+        let length = u32::try_from(expected).unwrap_or(u32::MAX);
+        self.loading(Touched::Data { position: block.position, size_word: block.word, length });
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, expected).collect();
         let out = Arc::get_mut(&mut bytes).unwrap_or_default();
         let stored = block.stored();
@@ -173,6 +175,16 @@ impl Filesystem {
         Ok(bytes)
     }
 
+    /// Loads a block that nobody has asked for.
+    pub(super) fn load_ahead(&self, position: u64, word: u32, content: Content) -> Result<(), ReadError> {
+        let block = Block { position, word };
+        self.check(&block).map_err(|what| self.image.corrupt(position, format!("a block {what}")))?;
+        match content {
+            Content::Block(expected) => self.block_piece(block, expected as u64, 0, 0).map(drop),
+            Content::Fragment => self.fragment_block(block).map(drop),
+        }
+    }
+
     /// A fragment as a whole: as many bytes as its block decompresses to.
     fn fragment(&self, index: u32) -> Result<Arc<[u8]>, ReadError> {
         let Some(table) = &self.tables.fragments else {
@@ -185,7 +197,11 @@ impl Filesystem {
         self.check(&block)
             .and_then(|()| if block.word == 0 { Err("is empty".to_owned()) } else { Ok(()) })
             .map_err(|what| self.image.corrupt(position, format!("fragment {index} {what}")))?;
-        self.data.get((position, word, Content::Fragment), || {
+        self.fragment_block(block)
+    }
+
+    fn fragment_block(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
+        self.data.get((block.position, block.word, Content::Fragment), || {
             let bytes = self.load_fragment(block)?;
             let length = bytes.len();
             Ok((bytes, length))
@@ -193,6 +209,7 @@ impl Filesystem {
     }
 
     fn load_fragment(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
+        self.loading(Touched::Fragment { position: block.position, size_word: block.word });
         self.image.with_bytes(block.position, block.stored(), |data| {
             if !block.is_compressed() {
                 return Ok(data.into());

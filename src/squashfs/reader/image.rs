@@ -3,9 +3,17 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Error, ErrorKind};
+use std::sync::Arc;
 
 use super::ReadError;
 use super::backing::Backing;
+
+/// Says whether bytes that were read from an image file are the image's.
+pub trait Vouch: std::fmt::Debug + Send + Sync {
+    /// Looks at `bytes` just read from `offset` of `file`, may put the right ones in their place, and gives how many of
+    /// them are good; the rest was never part of the image. An error if they are wrong.
+    fn vouch(&self, file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<usize>;
+}
 
 /// A squashfs inside a file. Positions count from the superblock; errors name offsets in the file.
 #[derive(Debug)]
@@ -13,11 +21,13 @@ pub(super) struct Image {
     backing: Backing,
     /// Where in the file the superblock lies.
     base: u64,
+    /// Looks at all that is read.
+    voucher: Option<Arc<dyn Vouch>>,
 }
 
 impl Image {
-    pub(super) fn new(file: File, base: u64) -> Image {
-        Image { backing: Backing::new(file), base }
+    pub(super) fn new(file: File, base: u64, voucher: Option<Arc<dyn Vouch>>) -> Image {
+        Image { backing: Backing::new(file), base, voucher }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -67,7 +77,12 @@ impl Image {
                 Err(error) => return Err(self.refused(position, length, error)),
             }
         }
-        Ok(done)
+        match (&self.voucher, out.get_mut(..done)) {
+            (Some(voucher), Some(read)) => voucher
+                .vouch(self.backing.file(), self.offset(position), read)
+                .map_err(|error| self.refused(position, length, error)),
+            _ => Ok(done),
+        }
     }
 
     /// Reads `length` bytes into this thread's buffer and hands them to `each`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::tables::Region;
-use super::{Filesystem, ReadError};
+use super::{Filesystem, ReadError, Touched};
 use crate::squashfs::decompress::decompress;
 use crate::squashfs::format::{METADATA_BLOCK_SIZE, METADATA_UNCOMPRESSED};
 
@@ -56,6 +56,7 @@ impl Filesystem {
 
     /// One `pread` for header and data: the longest block is as long as two system calls are slow.
     fn load_metadata_block(&self, position: u64) -> Result<MetadataBlock, ReadError> {
+        self.loading(Touched::Metadata { position });
         self.image.with_available(position, METADATA_BLOCK_SIZE + 2, |bytes| {
             let corrupt = |what: String| self.image.corrupt(position, what);
             let Some((header, data)) = bytes.split_first_chunk() else {

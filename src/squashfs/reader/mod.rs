@@ -14,6 +14,7 @@ mod inode;
 mod metadata;
 mod path;
 mod tables;
+mod touch;
 mod xattr;
 
 use std::fs::File;
@@ -24,8 +25,10 @@ use self::cache::Cache;
 use self::data::{DataKey, FragmentPart};
 use self::directory::DirectoryIndex;
 use self::image::Image;
+pub use self::image::Vouch;
 use self::metadata::{MetadataBlock, MetadataKey, MetadataPosition};
 use self::tables::Tables;
+pub use self::touch::{Touched, Watch};
 pub use self::xattr::Xattr;
 use crate::hint::Hint;
 use crate::squashfs::format::{
@@ -61,6 +64,7 @@ pub struct Filesystem {
     metadata: Cache<MetadataKey, Arc<MetadataBlock>>,
     data: Cache<DataKey, Arc<[u8]>>,
     indexes: Cache<MetadataPosition, Arc<BlockIndex>>,
+    watcher: Option<Arc<dyn Watch>>,
 }
 
 impl std::fmt::Debug for Filesystem {
@@ -270,7 +274,17 @@ impl Filesystem {
     /// Opens the squashfs that begins at `offset` of `file`: checks the superblock, the table positions and that the
     /// file is as long as `bytes_used` says, and decodes the root directory's inode.
     pub fn open(file: File, offset: u64, options: ReaderOptions) -> Result<Filesystem, ReadError> {
-        let image = Image::new(file, offset);
+        Filesystem::open_vouched(file, offset, options, None)
+    }
+
+    /// The same with somebody who looks at every byte that is ever read.
+    pub fn open_vouched(
+        file: File,
+        offset: u64,
+        options: ReaderOptions,
+        voucher: Option<Arc<dyn Vouch>>,
+    ) -> Result<Filesystem, ReadError> {
+        let image = Image::new(file, offset, voucher);
         let superblock = read_superblock(&image)?;
         let codec =
             Codec::from_id(superblock.codec_id).ok_or(ReadError::Codec { id: superblock.codec_id })?;
@@ -286,6 +300,7 @@ impl Filesystem {
             metadata: Cache::new(options.metadata_cache_bytes - index_bytes, METADATA_BLOCK_SIZE),
             data: Cache::new(options.data_cache_bytes, block_size),
             indexes: Cache::new(index_bytes, BlockIndex::bytes_max(u64::MAX)),
+            watcher: None,
         };
         filesystem.ids = filesystem.load_ids()?;
         filesystem.check_root()?;
