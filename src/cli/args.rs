@@ -72,6 +72,12 @@ pub(crate) enum Verb {
     /// shell is opened. The command gets the environment of that process but for what makes it a rank, and starts in
     /// the working directory if the container shows it, else in that of the process.
     Enter(Enter),
+    /// Run a command and keep a profile of what its start reads
+    ///
+    /// The command is run as by 'hpcrun exec'. Recording ends with the command, after --seconds, or at the first Ctrl-C. The
+    /// profile goes into the image file, which is replaced by one that holds it; later launches read those parts ahead.
+    /// A further trace adds to the profile that is there. Exit status: the command's.
+    Trace(Trace),
     /// Write an image file as a tar or as an OCI archive
     ///
     /// What comes out is the tree of the image; 'hpcrun convert tar:FILE' or 'oci-archive:FILE' makes it an image file
@@ -79,6 +85,11 @@ pub(crate) enum Verb {
     Export(Export),
     /// Show what an image file holds
     Inspect(Inspect),
+    /// Check every byte of an image file against the hashes in it
+    ///
+    /// Exit status: 0 if the file is whole, 1 if it is damaged, 125 if that cannot be said, for want of hashes (they are in
+    /// what 'hpcrun convert' and 'hpcrun pull' write).
+    Verify(Verify),
     /// Check whether this node can run images, and say what to change
     Doctor(Doctor),
 }
@@ -289,6 +300,15 @@ pub(crate) struct LaunchOptions {
     /// Ranks of a job step on one node: share one set of namespaces, or each its own
     #[arg(long, value_enum, value_name = "SCOPE")]
     pub(crate) share: Option<Share>,
+    /// Start-up profile to read ahead by [default: the image file's, else IMAGE.profile]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Read nothing ahead by a start-up profile
+    #[arg(long, conflicts_with = "profile")]
+    pub(crate) no_prefetch: bool,
+    /// Hold all that is read of the image file against its chunk hashes [default: once it has changed]
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Print the plan with the reason of every step, and do nothing
     #[arg(long)]
     pub(crate) explain: bool,
@@ -359,12 +379,42 @@ pub(crate) struct Enter {
     pub(crate) words: Vec<OsString>,
 }
 
+/// Arguments of `trace`.
+#[derive(Debug, Args)]
+#[command(override_usage = "hpcrun trace [OPTIONS] IMAGE COMMAND [ARG]...")]
+pub(crate) struct Trace {
+    #[command(flatten)]
+    pub(crate) options: LaunchOptions,
+    /// Keep the profile in FILE and leave the image file as it is; IMAGE.profile is found by launches of IMAGE
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Seconds to record at most
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seconds: u32,
+    /// Forget what was recorded before
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Image file, then the command with its arguments
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub(crate) words: Vec<OsString>,
+}
+
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Image file
+    pub(crate) image: PathBuf,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Reading threads [default: the CPUs this process may use]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
     /// Image file
     pub(crate) image: PathBuf,
 }

@@ -100,7 +100,13 @@ fn launch_in_child(image: &File, host: Host) -> Result<(), String> {
     let (mut reader, mut writer) = process::pipe().map_err(|error| error.to_string())?;
     // The pipe is long enough for any message, so that the child does not wait for its parent.
     let ended = process::in_child(|| {
-        let failure = launch::with_policy(&request, Path::new(&path), host, &Policy::builtin());
+        let failure = launch::with_policy(
+            &request,
+            Path::new(&path),
+            &launch::Reading::default(),
+            host,
+            &Policy::builtin(),
+        );
         let text = failure.map_or_else(|failure| failure.message().to_owned(), |_| String::new());
         let _ = writer.write_all(text.get(..MESSAGE_MAX_BYTES).unwrap_or(&text).as_bytes());
         STATUS_FAILED

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cli::report::Failure;
 use crate::hint::Hint;
@@ -11,7 +12,10 @@ use crate::image::config::{ConfigError, ImageConfig};
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
-use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions};
+use crate::mount::voucher::{Hashes, Voucher, When};
+use crate::policy::rules::Verify;
+use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions, Vouch};
+use crate::sys::file::Stamp;
 
 /// An opened image file.
 #[derive(Debug)]
@@ -126,6 +130,11 @@ impl Hint for ImageFileError {
 impl ImageFile {
     /// Opens `path` and checks superblock, length and trailer. Costs a few reads, whatever the image's size.
     pub(crate) fn open(path: &Path) -> Result<ImageFile, ImageFileError> {
+        ImageFile::open_verified(path, Verify::Never)
+    }
+
+    /// The same; what is read of the squashfs is held against its chunk hashes when `verify` says, if it has any.
+    pub(crate) fn open_verified(path: &Path, verify: Verify) -> Result<ImageFile, ImageFileError> {
         let path = path.to_owned();
         let open = |source| ImageFileError::Open { path: path.clone(), source };
         // A named pipe would make a blocking open wait for a writer.
@@ -157,7 +166,9 @@ impl ImageFile {
         let raw = contents.required(SectionKind::Config, &read_at).map_err(of_trailer)?;
         let config = ImageConfig::parse(&raw)
             .map_err(|source| ImageFileError::Config { path: path.clone(), source })?;
-        let filesystem = Filesystem::open(file, offset, ReaderOptions::default()).map_err(unreadable)?;
+        let voucher = voucher(contents, verify, Stamp::of(&metadata));
+        let filesystem = Filesystem::open_vouched(file, offset, ReaderOptions::default(), voucher)
+            .map_err(unreadable)?;
         Ok(ImageFile { config, trailer, ..ImageFile::bare(path, filesystem, length, identity) })
     }
 
@@ -226,6 +237,16 @@ impl ImageFile {
         self.section(|contents, read_at| contents.required(SectionKind::Manifest, read_at))
     }
 
+    /// What is behind the squashfs; none without a trailer.
+    pub(crate) fn contents(&self) -> Option<&Contents> {
+        self.trailer.as_ref()
+    }
+
+    /// Reads from the file itself.
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.filesystem.file().read_exact_at(bytes, offset)
+    }
+
     fn section<T>(
         &self,
         read: impl Fn(&Contents, &dyn Fn(u64, &mut [u8]) -> io::Result<()>) -> Result<T, TrailerError>,
@@ -242,6 +263,18 @@ impl ImageFile {
 
 fn read_small(filesystem: &Filesystem, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
     filesystem.small_file(path.as_bytes(), foreign::FILE_MAX)
+}
+
+/// Who looks at what is read of a file with this trailer and, when it was opened, this stamp.
+fn voucher(trailer: &Contents, verify: Verify, stamp: Stamp) -> Option<Arc<dyn Vouch>> {
+    let when = match verify {
+        Verify::Never => return None,
+        Verify::Changed => When::ChangedSince(stamp),
+        Verify::Always => When::Always,
+    };
+    let place = trailer.place(SectionKind::ChunkHashes)?;
+    let hashes = Hashes { place, squashfs_length: trailer.squashfs_length() };
+    Some(Arc::new(Voucher::new(hashes, when)))
 }
 
 impl From<ImageFileError> for Failure {

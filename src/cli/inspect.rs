@@ -6,25 +6,44 @@ use serde_json::{Value, json};
 
 use crate::cli::args::Inspect;
 use crate::cli::image_file::{ImageFile, Signed};
-use crate::cli::report::Failure;
-use crate::cli::{output, size};
-use crate::image::trailer::Provenance;
+use crate::cli::report::{Failure, chain};
+use crate::cli::{output, profile, size};
+use crate::image::chunks::Header;
+use crate::image::digest::to_hex;
+use crate::image::profile::Profile;
+use crate::image::trailer::{Provenance, SectionKind};
 use crate::squashfs::format::Codec;
 
 /// Prints the facts of one image file.
 pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
     let image = ImageFile::open(&args.image)?;
     let provenance = image.provenance()?;
-    let text =
-        if args.json { as_json(&image, provenance.as_ref())? } else { as_text(&image, provenance.as_ref()) };
+    let root = root(&image)?;
+    let text = match args.json {
+        true => as_json(&image, provenance.as_ref(), root)?,
+        false => as_text(&image, provenance.as_ref(), root),
+    };
     output::data(text.as_bytes())
+}
+
+/// The root of the chunk hashes, as digests are written; none where there are no hashes.
+fn root(image: &ImageFile) -> Result<Option<String>, Failure> {
+    let place = image.contents().and_then(|contents| contents.place(SectionKind::ChunkHashes));
+    let header =
+        place.map(|place| Header::read(&place, &|offset, bytes: &mut [u8]| image.read_at(offset, bytes)));
+    let header = header.transpose().map_err(|error| Failure::plain(chain(&error)))?;
+    Ok(header.map(|header| format!("sha256:{}", to_hex(&header.root))))
+}
+
+fn described(profile: &Profile) -> String {
+    format!("{} blocks, {} to read ahead, from", profile.blocks.len(), size::bytes(profile.stored_bytes()))
 }
 
 fn codec_name(image: &ImageFile) -> &'static str {
     Codec::from_id(image.filesystem.superblock().codec_id).map_or("unknown", Codec::name)
 }
 
-fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
+fn as_text(image: &ImageFile, provenance: Option<&Provenance>, root: Option<String>) -> String {
     let superblock = image.filesystem.superblock();
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -56,6 +75,7 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
             line("manifest", &provenance.manifest_digest);
             line("platform", &provenance.platform);
             line("converted", &format!("by hpcrun {}", provenance.hpcrun_version));
+            line("hash", &root.unwrap_or_default());
             for (index, layer) in provenance.layers.iter().enumerate() {
                 let name = if index == 0 { "layers" } else { "" };
                 let length =
@@ -63,6 +83,10 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>) -> String {
                 line(name, &format!("{}{length}", layer.digest.as_ref().unwrap_or(&layer.diff_id)));
             }
         }
+    }
+    if let Some(profile) = profile::own(image) {
+        line("profile", &described(&profile));
+        profile.commands.iter().for_each(|command| line("", command));
     }
     let config = &image.config;
     line("created", &config.created);
@@ -85,7 +109,11 @@ fn words(words: &[String]) -> String {
     if words.is_empty() { String::new() } else { json!(words).to_string() }
 }
 
-fn as_json(image: &ImageFile, provenance: Option<&Provenance>) -> Result<String, Failure> {
+fn as_json(
+    image: &ImageFile,
+    provenance: Option<&Provenance>,
+    root: Option<String>,
+) -> Result<String, Failure> {
     let superblock = image.filesystem.superblock();
     let document = json!({
         "file": {
@@ -95,7 +123,13 @@ fn as_json(image: &ImageFile, provenance: Option<&Provenance>) -> Result<String,
             "codec": codec_name(image),
             "block_size": superblock.block_size,
             "inodes": superblock.inode_count,
+            "root_hash": root,
         },
+        "profile": profile::own(image).map(|profile| json!({
+            "blocks": profile.blocks.len(),
+            "bytes": profile.stored_bytes(),
+            "commands": profile.commands,
+        })),
         "provenance": provenance,
         "manifest": document_or_null(image.manifest()?.as_deref()),
         "config": document_or_null(Some(&image.config.raw)),

@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cli::args::{Exec, LaunchOptions, Run, Share, Shell};
 use crate::cli::image_file::ImageFile;
 use crate::cli::output;
+use crate::cli::profile::{self, Choice};
 use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::site;
 use crate::host::{Host, probe};
@@ -18,9 +20,50 @@ use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError};
 use crate::launch::request::{BindOption, EnvOption, HomeWish, Request, Verb};
 use crate::mount::graft::Grafts;
+use crate::mount::server::Recorder;
+use crate::policy::rules::Verify;
 use crate::policy::{Policy, rules};
 use crate::squashfs::format::Codec;
 use crate::squashfs::reader::{Filesystem, InodeKind, Piece};
+
+/// How the image file is read.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    verify: Verify,
+    profile: Choice,
+    recorder: Option<Recorder>,
+}
+
+impl Reading {
+    fn new(options: &LaunchOptions, policy: &Policy) -> Reading {
+        let profile = match &options.profile {
+            _ if options.no_prefetch => Choice::Nothing,
+            Some(file) => Choice::File(file.clone()),
+            None => Choice::Found,
+        };
+        let verify = if options.verify { Verify::Always } else { policy.verify() };
+        Reading { verify, profile, recorder: None }
+    }
+}
+
+/// Becomes `command`, whose reads `recorder` notes.
+pub(crate) fn traced(
+    image: &Path,
+    options: &LaunchOptions,
+    command: Vec<OsString>,
+    recorder: Recorder,
+) -> Result<Infallible, Failure> {
+    let mut request = request(options, Verb::Exec { command })?;
+    // In the namespaces of another rank that one's server reads.
+    request.share = Some(rules::Share::None);
+    let host =
+        probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
+    let policy = site::policy()?;
+    let own = Reading::new(options, &policy);
+    // What is read ahead would look as if the command had wanted it.
+    let reading = Reading { profile: Choice::Nothing, recorder: Some(recorder), ..own };
+    with_policy(&request, image, &reading, host, &policy)
+}
 
 /// Runs `hpcrun exec IMAGE COMMAND...`.
 pub(crate) fn exec(args: Exec) -> Result<u8, Failure> {
@@ -59,22 +102,24 @@ fn launch(image: &Path, options: &LaunchOptions, verb: Verb) -> Result<u8, Failu
     let host =
         probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
+    let reading = Reading::new(options, &policy);
     if options.explain {
-        let (plan, _, _) = planned(&request, image, host, &policy)?;
+        let (plan, _, _) = planned(&request, image, &reading, host, &policy)?;
         return output::data(plan.to_string().as_bytes());
     }
-    with_policy(&request, image, host, &policy).map(|never| match never {})
+    with_policy(&request, image, &reading, host, &policy).map(|never| match never {})
 }
 
 /// Plans the launch and becomes the job.
 pub(crate) fn with_policy(
     request: &Request,
     image: &Path,
+    reading: &Reading,
     host: Host,
     policy: &Policy,
 ) -> Result<Infallible, Failure> {
     let is_first_rank = host.launcher.local_rank.is_none_or(|rank| rank == 0);
-    let (plan, image, grafts) = planned(request, image, host, policy)?;
+    let (plan, image, grafts) = planned(request, image, reading, host, policy)?;
     if is_first_rank {
         plan.about.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     }
@@ -85,12 +130,13 @@ pub(crate) fn with_policy(
 fn planned(
     request: &Request,
     image: &Path,
+    reading: &Reading,
     mut host: Host,
     policy: &Policy,
 ) -> Result<(LaunchPlan, Filesystem, Grafts), Failure> {
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
-    let image = ImageFile::open(image)?;
+    let image = ImageFile::open_verified(image, reading.verify)?;
     let facts = facts(&image, &host)?;
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
     plan.about.warnings.extend(image.warnings.iter().cloned());
@@ -101,7 +147,13 @@ fn planned(
             .map(|resolved| PathBuf::from(OsString::from_vec(resolved)))
     })
     .map_err(|error| Failure::new(&error))?;
-    Ok((plan, image.filesystem, grafts))
+    plan.startup = profile::startup(&image, &reading.profile)?;
+    let mut filesystem = image.filesystem;
+    if let Some(recorder) = reading.recorder {
+        // From here on only the server reads.
+        filesystem.watch(Arc::new(recorder));
+    }
+    Ok((plan, filesystem, grafts))
 }
 
 fn plan_failure(error: &PlanError) -> Failure {

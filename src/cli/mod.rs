@@ -15,6 +15,7 @@ mod limits;
 mod logger;
 mod login;
 mod output;
+mod profile;
 mod progress;
 mod ps;
 mod registries_conf;
@@ -22,6 +23,8 @@ mod registry;
 mod report;
 mod site;
 mod size;
+mod trace;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -68,11 +71,13 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Login(args) => login::login(&args, cli.quiet),
         Verb::Logout(args) => login::logout(&args, cli.quiet),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Verify(args) => verify::run(&args, cli.quiet),
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),
         Verb::Shell(args) => launch::shell(&args),
         Verb::Ps(args) => ps::run(&args),
         Verb::Enter(args) => enter::run(args),
+        Verb::Trace(args) => trace::run(args, cli.quiet),
         Verb::Doctor(args) => doctor::run(&args),
     }
 }

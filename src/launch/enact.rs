@@ -257,7 +257,7 @@ fn create(
 /// and the server with the mount.
 fn serve(plan: &LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Served, EnactError> {
     let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
-    let options = ServerOptions { threads: plan.server_threads };
+    let options = ServerOptions { threads: plan.server_threads, startup: plan.startup.clone() };
     let registry = plan.share.clone();
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
     let server = server::start_until(image, grafts, &device, options, at_end)

@@ -16,6 +16,7 @@ use crate::host::{Host, Kind};
 use crate::image::config::ImageConfig;
 use crate::mount::graft::Graft;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource};
+use crate::mount::server::Startup;
 use crate::policy::Policy;
 use crate::policy::decide::{HostPath, Variables};
 use crate::policy::path::{is_within, normalise};
@@ -48,6 +49,8 @@ pub struct LaunchPlan {
     pub share: Option<ShareKey>,
     /// Serving threads of the image server.
     pub server_threads: usize,
+    /// What it reads before anybody asks for it; no decision of the plan.
+    pub startup: Startup,
     /// What `--explain` says beyond the above.
     pub about: About,
 }
@@ -154,6 +157,7 @@ pub fn plan(
         search,
         share,
         server_threads,
+        startup: Startup::Nothing,
         about,
     })
 }

@@ -6,6 +6,7 @@ pub mod graft;
 pub mod plan;
 mod root;
 pub mod server;
+pub mod voucher;
 
 /// What an image server serves.
 pub use crate::squashfs::reader::Filesystem;

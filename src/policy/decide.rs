@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::Policy;
 use super::file::{Located, Position};
 use super::path::{is_within, normalise};
-use super::rules::{BindRule, Listed, NameRule, PathRule, Premounted, RegistryRule, Share};
+use super::rules::{BindRule, Listed, NameRule, PathRule, Premounted, RegistryRule, Share, Verify};
 use super::template::{Lookup, Origin};
 use crate::hint::Hint;
 
@@ -258,6 +258,11 @@ impl Policy {
     /// Which processes share namespaces, unless the user says otherwise.
     pub fn share(&self) -> Share {
         self.rules.launch.share.as_ref().map_or(Share::default(), |share| share.value)
+    }
+
+    /// When what a launch reads is held against the chunk hashes, unless the user wants more.
+    pub fn verify(&self) -> Verify {
+        self.rules.images.verify.as_ref().map_or(Verify::default(), |verify| verify.value)
     }
 
     /// The tree that the site mounted from the image file, if it did. `image` is resolved.

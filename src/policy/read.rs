@@ -5,7 +5,7 @@ use super::file::{Document, Located, Position, Section, Value};
 use super::path::has_parent_component;
 use super::rules::{
     BindRule, Binds, ConvertLimits, EnvRules, Home, Images, LaunchRules, Listed, NamePattern, NameRule,
-    PathRule, Premounted, RegistryRule, Rules, SHARE_WORDS, SetRule,
+    PathRule, Premounted, RegistryRule, Rules, SHARE_WORDS, SetRule, VERIFY_WORDS,
 };
 use super::template::{TRUSTED_VARIABLES, Template};
 
@@ -249,8 +249,9 @@ fn read_images(mut section: Section<'_, '_>) -> Images {
         rules: list.value.iter().filter_map(|text| read_registry(document, text)).collect(),
         at: list.at,
     });
+    let verify = section.choice("verify", &VERIFY_WORDS);
     section.finish();
-    Images { directories, registries }
+    Images { directories, registries, verify }
 }
 
 fn read_registry(document: &Document<'_>, text: &Located<String>) -> Option<RegistryRule> {

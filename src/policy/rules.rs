@@ -138,7 +138,25 @@ pub struct Images {
     pub directories: Option<Listed<PathRule>>,
     /// Registries from which images may come; none when any will do.
     pub registries: Option<Listed<RegistryRule>>,
+    /// When what a launch reads is held against the chunk hashes; none means from the first sign of a change on.
+    pub verify: Option<Located<Verify>>,
 }
+
+/// When the bytes of an image file are held against its chunk hashes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Never.
+    Never,
+    /// From the first sign on that the file changed after it was opened.
+    #[default]
+    Changed,
+    /// Every time.
+    Always,
+}
+
+/// The words for [`Verify`] in the policy.
+pub const VERIFY_WORDS: [(&str, Verify); 3] =
+    [("never", Verify::Never), ("changed", Verify::Changed), ("always", Verify::Always)];
 
 /// A registry, or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]

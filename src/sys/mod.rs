@@ -16,6 +16,7 @@ pub mod notice;
 pub mod path;
 pub mod privilege;
 pub mod process;
+pub mod shared;
 pub mod signal;
 pub mod temporary;
 pub mod terminal;

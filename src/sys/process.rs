@@ -56,6 +56,19 @@ pub fn wait(pid: i32) -> Result<Ended, Error> {
     }
 }
 
+/// How the child `pid` ended, if it has.
+pub fn try_wait(pid: i32) -> Result<Option<Ended>, Error> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
+        -1 => Err(Error::last(format!("waitpid({pid}, NOHANG)"))),
+        0 => Ok(None),
+        _ if libc::WIFEXITED(status) => Ok(Some(Ended::Exited(libc::WEXITSTATUS(status)))),
+        _ if libc::WIFSIGNALED(status) => Ok(Some(Ended::Killed(libc::WTERMSIG(status)))),
+        _ => Ok(None),
+    }
+}
+
 /// Ends the process at once: no destructor, no buffer of the parent's written a second time.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory of ours.
@@ -175,6 +188,13 @@ pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> 
 pub fn set_name(name: &std::ffi::CStr) {
     // SAFETY: the kernel reads a terminated string, 16 bytes at most.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Lets other threads go first where processors are short: wrapper for `setpriority(2)` of the calling thread.
+pub fn be_modest() {
+    const NICE: i32 = 5;
+    // SAFETY: takes numbers only; on Linux, process 0 is the calling thread. Lowering one's priority is always allowed.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
 /// Makes the process undumpable: no core file, no tracing and no `/proc/PID/fd` for other processes of the user.

@@ -1,4 +1,4 @@
-//! Signal dispositions.
+//! Signal dispositions, and waiting for signals.
 #![expect(unsafe_code, reason = "raw rt_sigaction: the C library refuses to change signals 32 and 33")]
 
 use super::Error;
@@ -56,4 +56,75 @@ fn set_handler(number: i32, handler: libc::sighandler_t) -> Result<(), Error> {
         return Err(Error::last(format!("rt_sigaction({number})")));
     }
     Ok(())
+}
+
+/// The signals that ask a program to end, and the one that tells of a child, kept back from their usual effect until this
+/// is [released](Held::release) or dropped.
+#[derive(Debug)]
+pub struct Held {
+    before: libc::sigset_t,
+    held: libc::sigset_t,
+}
+
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caught {
+    /// Its number.
+    pub number: i32,
+    /// Whether a process sent it to this one, and not the kernel or a terminal to all in the foreground.
+    pub is_sent: bool,
+}
+
+impl Held {
+    /// Holds SIGINT, SIGTERM, SIGHUP and SIGCHLD of the calling thread, of which there is only one. SIGCHLD gets its default
+    /// action, without which children would vanish unseen.
+    pub fn hold() -> Result<Held, Error> {
+        set_handler(libc::SIGCHLD, libc::SIG_DFL)?;
+        let mut held = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the set, sigaddset changes it.
+        let held = unsafe {
+            libc::sigemptyset(held.as_mut_ptr());
+            for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
+                libc::sigaddset(held.as_mut_ptr(), number);
+            }
+            held.assume_init()
+        };
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: reads one set and, on success, fills the other.
+        match unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const held, before.as_mut_ptr()) } {
+            // SAFETY: filled by the call.
+            0 => Ok(Held { before: unsafe { before.assume_init() }, held }),
+            _ => Err(Error::last("sigprocmask(BLOCK)")),
+        }
+    }
+
+    /// Waits for a held signal, at most `longest`; none if there was none.
+    pub fn wait(&self, longest: std::time::Duration) -> Option<Caught> {
+        let time = libc::timespec {
+            tv_sec: libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: longest.subsec_nanos().into(),
+        };
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: reads the set and the time, fills the info, which is valid when zeroed.
+        let number = unsafe { libc::sigtimedwait(&raw const self.held, info.as_mut_ptr(), &raw const time) };
+        // SAFETY: as above.
+        let info = unsafe { info.assume_init() };
+        (number > 0).then_some(Caught { number, is_sent: info.si_code <= 0 })
+    }
+
+    /// Gives the signals their effect back, also those that came meanwhile.
+    pub fn release(self) {}
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: reads one set, which a call filled.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// Sends a signal to a child.
+pub fn send(child: i32, number: i32) {
+    // SAFETY: takes numbers only. A child that has ended meanwhile is a zombie of ours, never somebody else.
+    unsafe { libc::kill(child, number) };
 }

@@ -26,6 +26,7 @@ use hpcrun::launch::enact::{EnactError, enact};
 use hpcrun::launch::plan::{LaunchPlan, ShareKey};
 use hpcrun::mount::graft::Grafts;
 use hpcrun::mount::plan::{Access, MountPlan, Need, Op, PlannedOp, Reason, RootSource};
+use hpcrun::mount::server::Startup;
 use hpcrun::squashfs::reader::{Filesystem, ReaderOptions};
 use hpcrun::sys::process::{Ended, in_child};
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,7 @@ impl Spec {
             search: self.search.clone(),
             share: self.share.clone().map(|(directory, name)| ShareKey { directory, name }),
             server_threads: 1,
+            startup: Startup::Nothing,
             about: Default::default(),
         }
     }

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hpcrun::mount::graft::{Graft, Grafts};
-use hpcrun::mount::server::{self, ServerOptions};
+use hpcrun::mount::server::{self, ServerOptions, Startup};
 use hpcrun::squashfs::reader::{Filesystem, ReaderOptions};
 use hpcrun::sys;
 use nix::mount::{MsFlags, mount};
@@ -52,7 +52,7 @@ fn driver() {
     }
     let fuse = sys::fuse::open_device().expect("device");
     let masked = order("MASKED").parse().expect("flags");
-    let options = ServerOptions { threads: THREADS };
+    let options = ServerOptions { threads: THREADS, startup: Startup::Nothing };
     let waiting = server::start_masked(image, grafts, &fuse, options, masked).expect("start");
     if order("SCRIPT") == "drop" {
         drop(waiting);

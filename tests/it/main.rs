@@ -49,5 +49,7 @@ mod squashfs_writer;
 mod tar_peers;
 mod tar_reader;
 mod tidy;
+mod trace;
+mod verify;
 
 use hostile_squashfs::exercise;

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use super::AtEnd;
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
+use super::startup::Startup;
 use super::tree::Tree;
 use super::trouble::Reporter;
 use super::watch::RELIEF_MAX;
@@ -54,6 +55,7 @@ const HEAP_STEP: i32 = 1 << 20;
 pub(super) struct Service {
     pub(super) image: Filesystem,
     pub(super) grafts: Grafts,
+    pub(super) startup: Startup,
     pub(super) fuse: OwnedFd,
     pub(super) threads: usize,
     /// INIT flags that are not to be used although the kernel offers them.
@@ -86,7 +88,7 @@ fn finish() {
 }
 
 fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { mut image, grafts, fuse, threads, masked, cpu, at_end: _ } = service;
+    let Service { mut image, grafts, startup, fuse, threads, masked, cpu, at_end: _ } = service;
     image.be_patient();
     let reporter = Reporter::new(
         sys::file::path_of(image.file()).unwrap_or_default(),
@@ -111,7 +113,8 @@ fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
                 process::set_name(SERVER_NAME);
                 process::shape_heaps(HEAPS, HEAP_STEP);
                 std::panic::set_hook(Box::new(|_| {}));
-                let session = Session::new(tree, device, agreement, record.unanswered(), threads, reporter);
+                let unanswered = record.unanswered();
+                let session = Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
                 session.run(slots.into_slots(), launch, end_server)
             }
             Fork::Parent(server) => match process::wait(server)? {

@@ -13,10 +13,15 @@ mod keeper;
 mod launch;
 mod prefetch;
 mod protocol;
+mod recorder;
 mod session;
+mod startup;
 mod tree;
 mod trouble;
 mod watch;
+
+pub use self::recorder::Recorder;
+pub use self::startup::Startup;
 
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -42,6 +47,8 @@ const THREADS_MAX: usize = 16;
 pub struct ServerOptions {
     /// Serving threads, 1 to 16.
     pub threads: usize,
+    /// What is read before anybody asks for it.
+    pub startup: Startup,
 }
 
 /// What the keeper does last of all, when the file system is gone and with it every process of the job.
@@ -178,7 +185,8 @@ fn start_service(
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
-    let service = keeper::Service { image, grafts, fuse, threads, masked, cpu, at_end };
+    let startup = options.startup;
+    let service = keeper::Service { image, grafts, startup, fuse, threads, masked, cpu, at_end };
     let (keeper_end, ready) = process::pipe()?;
     match process::fork()? {
         Fork::Child => {

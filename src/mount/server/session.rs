@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::launch::Launch;
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
+use super::startup::{Prefetch, Startup};
 use super::tree::{Node, Offer, Tree, unreadable};
 use super::trouble::{self, Reporter};
 use super::watch::{RELIEF_MAX, Watch};
@@ -80,6 +81,7 @@ pub(super) enum Over {
 pub(super) struct Session {
     tree: Tree,
     prefetcher: Prefetcher,
+    startup: Prefetch,
     device: Device,
     agreement: Agreement,
     unanswered: Unanswered,
@@ -103,6 +105,7 @@ impl Session {
     /// A session of `threads` serving threads.
     pub(super) fn new(
         tree: Tree,
+        startup: Startup,
         device: Device,
         agreement: Agreement,
         unanswered: Unanswered,
@@ -110,7 +113,9 @@ impl Session {
         reporter: Reporter,
     ) -> Session {
         let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
-        Session { tree, prefetcher, device, agreement, unanswered, watch: Watch::new(threads), reporter }
+        let startup = Prefetch::new(startup);
+        let watch = Watch::new(threads);
+        Session { tree, prefetcher, startup, device, agreement, unanswered, watch, reporter }
     }
 
     /// Serves until the file system is unmounted, on one thread for each slot but the last [`RELIEF_MAX`]. What a
@@ -407,6 +412,10 @@ impl Helper {
     fn run(self) {
         let Helper { session, launch, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
+        for _ in 0..session.startup.threads() {
+            let session = Arc::clone(&session);
+            spawn(move || session.startup.work(&session.tree));
+        }
         for _ in 0..places.len().saturating_add(1).min(PREFETCH_THREADS) {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
