@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 PEERS ?= .demo/peers
 
-.PHONY: help build test soak lint demo man peers bench bench-convert bench-launch bench-read fuzz big-image check-big-image setup clean-demo
+.PHONY: help build test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
@@ -13,7 +13,7 @@ help:
 	@echo 'make build            target/release/hpcrun'
 	@echo 'make man              manual pages and shell completions, in target/manual/'
 	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
-	@echo 'make bench            measure against peers, 40 minutes; bench-convert, bench-launch, bench-read: one of them'
+	@echo 'make bench            measure against peers, 40 minutes; bench-convert, bench-launch, bench-read, bench-startup: one'
 	@echo '                      [BENCH="--times 3 --strict" for the bars; benches/convert --help says more]'
 	@echo 'make check-big-image  convert a 1.7 GB image and compare it entry by entry with umoci (root)'
 	@echo 'make fuzz             a bounded run of the randomised tests with fresh seeds'
@@ -49,12 +49,12 @@ big-image: setup
 check-big-image: setup build big-image
 	@scripts/check-big-image $(BIG_IMAGE)
 
-bench: bench-convert bench-launch bench-read
+bench: bench-convert bench-launch bench-read bench-startup
 
 peers: setup
 	@scripts/peers $(PEERS)
 
-bench-convert bench-launch bench-read: bench-%: setup build big-image peers
+bench-convert bench-launch bench-read bench-startup: bench-%: setup build big-image peers
 	@$(CARGO) build --quiet --release --locked --examples
 	@benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
 

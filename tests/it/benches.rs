@@ -107,3 +107,12 @@ fn bench_launch_runs() {
         &["| warm, awake | hpcrun |", "| cold | bwrap", "ranks of one step", "| FUSE requests |"],
     );
 }
+
+#[test]
+fn bench_startup_runs() {
+    let report = smoke("startup");
+    assert_rows(
+        &report,
+        &["| start, 1 ms | hpcrun, with a profile |", "| start, no latency | hpcrun, without |"],
+    );
+}
