@@ -24,6 +24,7 @@ mod convert;
 mod enact;
 mod export;
 mod faults;
+mod foreign_images;
 mod frugality;
 mod fuzz;
 mod hostile_squashfs;
