@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cli::launch_args::LaunchOptions;
+
 /// Turn a Docker/OCI image into one squashfs file and run HPC jobs from it.
 #[derive(Debug, Parser)]
 #[command(
@@ -279,52 +281,6 @@ pub(crate) enum Compressor {
     Xz,
 }
 
-/// Options shared by `exec`, `run` and `shell`.
-#[derive(Debug, Args)]
-pub(crate) struct LaunchOptions {
-    /// Make a host path visible: SRC[:DST[:ro|rw]]; may be repeated
-    #[arg(short, long = "bind", value_name = "SPEC")]
-    pub(crate) binds: Vec<OsString>,
-    /// Set a variable, or pass the host's: NAME[=VALUE]; may be repeated
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<OsString>,
-    /// Start in this directory of the image
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cwd: Option<PathBuf>,
-    /// Pass no variable of the host but those that launchers need
-    #[arg(long)]
-    pub(crate) cleanenv: bool,
-    /// Leave the home directory out
-    #[arg(long)]
-    pub(crate) no_home: bool,
-    /// Ranks of a job step on one node: share one set of namespaces, or each its own
-    #[arg(long, value_enum, value_name = "SCOPE")]
-    pub(crate) share: Option<Share>,
-    /// Start-up profile to read ahead by [default: the image file's, else IMAGE.profile]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) profile: Option<PathBuf>,
-    /// Read nothing ahead by a start-up profile
-    #[arg(long, conflicts_with = "profile")]
-    pub(crate) no_prefetch: bool,
-    /// Hold all that is read of the image file against its chunk hashes [default: once it has changed]
-    #[arg(long)]
-    pub(crate) verify: bool,
-    /// Print the plan with the reason of every step, and do nothing
-    #[arg(long)]
-    pub(crate) explain: bool,
-}
-
-/// Who shares namespaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Share {
-    /// The ranks of one job step
-    Step,
-    /// All steps of one job
-    Job,
-    /// Nobody
-    None,
-}
-
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 #[command(override_usage = "hpcrun exec [OPTIONS] IMAGE COMMAND [ARG]...")]
@@ -342,6 +298,9 @@ pub(crate) struct Exec {
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) options: LaunchOptions,
+    /// Run this program instead of the image's entrypoint and command
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) entrypoint: Option<OsString>,
     /// Image file, then arguments that replace the image's command
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "ARG"])]
     pub(crate) words: Vec<OsString>,
@@ -352,6 +311,9 @@ pub(crate) struct Run {
 pub(crate) struct Shell {
     #[command(flatten)]
     pub(crate) options: LaunchOptions,
+    /// Program of the image to open [default: the first it has of $SHELL, /bin/bash, /bin/sh]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) shell: Option<PathBuf>,
     /// Image file
     pub(crate) image: PathBuf,
 }
@@ -437,7 +399,7 @@ fn parse_block_size(text: &str) -> Result<u32, String> {
 }
 
 /// A size in bytes or with the suffix K, M, G or T.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = split_unit(text);
     let size = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
     size.and_then(|size| size.checked_mul(unit))

@@ -167,8 +167,8 @@ impl ImageFile {
         let config = ImageConfig::parse(&raw)
             .map_err(|source| ImageFileError::Config { path: path.clone(), source })?;
         let voucher = voucher(contents, verify, Stamp::of(&metadata));
-        let filesystem = Filesystem::open_vouched(file, offset, ReaderOptions::default(), voucher)
-            .map_err(unreadable)?;
+        let filesystem =
+            Filesystem::open_vouched(file, offset, ReaderOptions::default(), voucher).map_err(unreadable)?;
         Ok(ImageFile { config, trailer, ..ImageFile::bare(path, filesystem, length, identity) })
     }
 

@@ -6,8 +6,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::cli::args::{Exec, LaunchOptions, Run, Share, Shell};
+use crate::cli::args::{Exec, Run, Shell};
 use crate::cli::image_file::ImageFile;
+use crate::cli::launch_args::LaunchOptions;
+use crate::cli::launch_env::Ambient;
+use crate::cli::launch_request;
 use crate::cli::output;
 use crate::cli::profile::{self, Choice};
 use crate::cli::report::{Failure, STATUS_REFUSED};
@@ -18,8 +21,9 @@ use crate::launch::command::shell_candidates;
 use crate::launch::enact::{self, Event};
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError};
-use crate::launch::request::{BindOption, EnvOption, HomeWish, Request, Verb};
+use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
+use crate::mount::plan::{Op, RootSource};
 use crate::mount::server::Recorder;
 use crate::policy::rules::Verify;
 use crate::policy::{Policy, rules};
@@ -53,11 +57,11 @@ pub(crate) fn traced(
     command: Vec<OsString>,
     recorder: Recorder,
 ) -> Result<Infallible, Failure> {
-    let mut request = request(options, Verb::Exec { command })?;
+    let environment = std::env::vars_os().collect();
+    let mut request = launch_request::request(options, Verb::Exec { command }, &environment)?;
     // In the namespaces of another rank that one's server reads.
     request.share = Some(rules::Share::None);
-    let host =
-        probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
+    let host = probe::probe_for_launch(environment).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
     let own = Reading::new(options, &policy);
     // What is read ahead would look as if the command had wanted it.
@@ -69,21 +73,29 @@ pub(crate) fn traced(
 pub(crate) fn exec(args: Exec) -> Result<u8, Failure> {
     let (image, command) = split(args.words);
     if command.is_empty() {
+        // An option that took the image for its value is the likelier mistake.
+        launch_request::request(&args.options, Verb::default(), &std::env::vars_os().collect())?;
         return Err(Failure::plain("no command to execute")
             .hint("hpcrun exec IMAGE COMMAND [ARG]...; 'hpcrun run IMAGE' runs the image's own command"));
     }
-    launch(&image, &args.options, Verb::Exec { command })
+    launch(&image, &args.options, Verb::Exec { command }, |_, _| {})
 }
 
 /// Runs `hpcrun run IMAGE [ARG]...`.
 pub(crate) fn run(args: Run) -> Result<u8, Failure> {
     let (image, args_of_image) = split(args.words);
-    launch(&image, &args.options, Verb::Run { args: args_of_image })
+    launch(&image, &args.options, Verb::Run { args: args_of_image }, |request, ambient| {
+        let by_variable = || ambient.value(&["ENTRYPOINT"]).map(|(_, value)| value.to_owned());
+        request.entrypoint = args.entrypoint.or_else(by_variable);
+    })
 }
 
 /// Runs `hpcrun shell IMAGE`.
 pub(crate) fn shell(args: &Shell) -> Result<u8, Failure> {
-    launch(&args.image, &args.options, Verb::Shell)
+    launch(&args.image, &args.options, Verb::Shell, |request, ambient| {
+        let by_variable = || ambient.value(&["SHELL"]).map(|(_, value)| PathBuf::from(value));
+        request.shell = args.shell.clone().or_else(by_variable);
+    })
 }
 
 /// The image and what follows; one `--` between them is a habit from other tools.
@@ -96,11 +108,17 @@ pub(crate) fn split(words: Vec<OsString>) -> (PathBuf, Vec<OsString>) {
     (image, words.collect())
 }
 
-/// Plans the launch, and either prints the plan or becomes the job.
-fn launch(image: &Path, options: &LaunchOptions, verb: Verb) -> Result<u8, Failure> {
-    let request = request(options, verb)?;
-    let host =
-        probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
+/// Plans the launch, and either prints the plan or becomes the job. `complete` adds what only the verb has.
+fn launch(
+    image: &Path,
+    options: &LaunchOptions,
+    verb: Verb,
+    complete: impl FnOnce(&mut Request, &Ambient<'_>),
+) -> Result<u8, Failure> {
+    let environment = std::env::vars_os().collect();
+    let mut request = launch_request::request(options, verb, &environment)?;
+    complete(&mut request, &Ambient(&environment));
+    let host = probe::probe_for_launch(environment).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
     let reading = Reading::new(options, &policy);
     if options.explain {
@@ -119,21 +137,21 @@ pub(crate) fn with_policy(
     policy: &Policy,
 ) -> Result<Infallible, Failure> {
     let is_first_rank = host.launcher.local_rank.is_none_or(|rank| rank == 0);
-    let (plan, image, grafts) = planned(request, image, reading, host, policy)?;
+    let (plan, images, grafts) = planned(request, image, reading, host, policy)?;
     if is_first_rank {
         plan.about.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     }
-    become_job(plan, image, grafts)
+    become_job(plan, images, grafts)
 }
 
-/// Everything decided, nothing done.
+/// Everything decided, nothing done. Gives the images that the plan serves, in its order.
 fn planned(
     request: &Request,
     image: &Path,
     reading: &Reading,
     mut host: Host,
     policy: &Policy,
-) -> Result<(LaunchPlan, Filesystem, Grafts), Failure> {
+) -> Result<(LaunchPlan, Vec<Filesystem>, Grafts), Failure> {
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
@@ -148,12 +166,29 @@ fn planned(
     })
     .map_err(|error| Failure::new(&error))?;
     plan.startup = profile::startup(&image, &reading.profile)?;
-    let mut filesystem = image.filesystem;
+    let mut root = image.filesystem;
     if let Some(recorder) = reading.recorder {
         // From here on only the server reads.
-        filesystem.watch(Arc::new(recorder));
+        root.watch(Arc::new(recorder));
     }
-    Ok((plan, filesystem, grafts))
+    let images = served(&plan, root, reading.verify)?;
+    Ok((plan, images, grafts))
+}
+
+/// The root's image, unless the site has mounted it, and the data images.
+fn served(plan: &LaunchPlan, root: Filesystem, verify: Verify) -> Result<Vec<Filesystem>, Failure> {
+    let mut root = Some(root);
+    let mut images = Vec::new();
+    for planned in &plan.mount.ops {
+        match &planned.op {
+            Op::Root(RootSource::Image(_)) => images.extend(root.take()),
+            Op::DataImage { source, .. } => {
+                images.push(ImageFile::open_verified(source, verify)?.filesystem);
+            }
+            _ => {}
+        }
+    }
+    Ok(images)
 }
 
 fn plan_failure(error: &PlanError) -> Failure {
@@ -164,41 +199,13 @@ fn plan_failure(error: &PlanError) -> Failure {
     }
 }
 
-fn become_job(plan: LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Infallible, Failure> {
+fn become_job(plan: LaunchPlan, images: Vec<Filesystem>, grafts: Grafts) -> Result<Infallible, Failure> {
     let mut observer = |event: Event<'_>| match event {
         Event::NotShared { .. } => log::warn!("{event}"),
         event => log::info!("{event}"),
     };
-    let image = plan.mount.is_served().then_some(image);
-    enact::enact(plan, image, grafts, &mut observer)
+    enact::enact(plan, images, grafts, &mut observer)
         .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
-}
-
-fn request(options: &LaunchOptions, verb: Verb) -> Result<Request, Failure> {
-    let wrong = |error| Failure::new(&error);
-    Ok(Request {
-        verb,
-        binds: options
-            .binds
-            .iter()
-            .map(|typed| BindOption::parse(typed))
-            .collect::<Result<_, _>>()
-            .map_err(wrong)?,
-        env: options
-            .env
-            .iter()
-            .map(|typed| EnvOption::parse(typed))
-            .collect::<Result<_, _>>()
-            .map_err(wrong)?,
-        cwd: options.cwd.clone(),
-        clean_env: options.cleanenv,
-        home: if options.no_home { HomeWish::LeaveOut } else { HomeWish::SiteDefault },
-        share: options.share.map(|share| match share {
-            Share::Step => rules::Share::Step,
-            Share::Job => rules::Share::Job,
-            Share::None => rules::Share::None,
-        }),
-    })
 }
 
 /// What the plan needs to know of the image.

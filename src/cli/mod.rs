@@ -10,6 +10,9 @@ mod export;
 mod image_file;
 mod inspect;
 mod launch;
+mod launch_args;
+mod launch_env;
+mod launch_request;
 mod layer_cache;
 mod limits;
 mod logger;
@@ -24,11 +27,12 @@ mod report;
 mod site;
 mod size;
 mod trace;
+mod unoffered;
 mod verify;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Verb};
@@ -95,9 +99,23 @@ fn explain_usage(error: &clap::Error) -> u8 {
             report::STATUS_FAILED
         }
         _ => {
-            let failure = Failure::usage(&error.render().to_string());
+            let failure =
+                unoffered_option(error).unwrap_or_else(|| Failure::usage(&error.render().to_string()));
             failure.print();
             failure.status
         }
+    }
+}
+
+/// The failure for an option of another tool that a launch has on purpose not.
+fn unoffered_option(error: &clap::Error) -> Option<Failure> {
+    let usage = error.render().to_string();
+    let is_launch =
+        ["exec", "run", "shell"].iter().any(|verb| usage.contains(&format!("Usage: hpcrun {verb}")));
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) if is_launch && error.kind() == ErrorKind::UnknownArgument => {
+            unoffered::failure(option)
+        }
+        _ => None,
     }
 }

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use super::plan::PlanError;
 use super::precedence::{check_mount_points, settle};
-use super::request::{BindOption, HomeWish, Request};
+use super::private;
+use super::request::{BindOption, HomeWish, LeftOut, Request};
 use crate::host::{Host, Kind};
 use crate::mount::graft::Graft;
-use crate::mount::plan::{Access, Need, Op, PlannedOp, Reason};
+use crate::mount::plan::{Access, Entry, Need, Op, PlannedOp, Reason};
 use crate::policy::decide::{HostPath, SiteBind, Variables};
 use crate::policy::path::{is_within, normalise};
 use crate::policy::template::Origin;
@@ -48,25 +49,50 @@ pub enum Party {
     Default,
     /// The site, for those who want it.
     Offered,
+    /// The user, by a variable.
+    Ambient,
     /// The user.
     User,
     /// The site, for everybody.
     Forced,
 }
 
-/// A bind that is to be.
+/// What is to be seen at a place of the new root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// A host path, resolved.
+    Host {
+        /// Which.
+        path: PathBuf,
+        /// What if it goes away before enactment.
+        need: Need,
+        /// Whether it is a directory.
+        is_directory: bool,
+    },
+    /// An empty directory in memory.
+    Memory {
+        /// Permission bits.
+        mode: u32,
+        /// Most bytes; none means the kernel's limit.
+        size_bytes: Option<u64>,
+        /// What is in it at first, mount points left aside.
+        entries: Vec<(PathBuf, Entry)>,
+    },
+    /// The tree of another image file, a resolved host path.
+    Image(PathBuf),
+    /// The processes of the job's own namespace.
+    Processes,
+}
+
+/// A mount that is to be; most are binds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// Resolved host path.
-    pub source: PathBuf,
+    /// What.
+    pub shown: Shown,
     /// In normal form.
     pub destination: PathBuf,
     /// Whether the job may write.
     pub access: Access,
-    /// What if the source goes away before enactment.
-    pub need: Need,
-    /// Whether it is a directory.
-    pub is_directory: bool,
     /// Who says so.
     pub party: Party,
     /// Why, for people.
@@ -74,20 +100,58 @@ pub struct Bind {
 }
 
 impl Bind {
-    /// The mount point that the image must have.
-    pub fn graft(&self) -> Graft {
-        if self.is_directory { Graft::Directory } else { Graft::File }
+    /// The host path that is bound; none when it is no bind.
+    pub fn source(&self) -> Option<&Path> {
+        match &self.shown {
+            Shown::Host { path, .. } => Some(path),
+            Shown::Memory { .. } | Shown::Image(_) | Shown::Processes => None,
+        }
     }
 
-    /// The op that makes it.
-    pub fn op(&self) -> PlannedOp {
-        let op = Op::Bind {
-            source: self.source.clone(),
-            destination: self.destination.clone(),
-            access: self.access,
-            need: self.need,
+    /// What if its mount point is missing.
+    pub fn need(&self) -> Need {
+        match &self.shown {
+            Shown::Host { need, .. } => *need,
+            Shown::Memory { .. } | Shown::Image(_) | Shown::Processes => Need::Required,
+        }
+    }
+
+    /// The mount point that the image must have.
+    pub fn graft(&self) -> Graft {
+        match &self.shown {
+            Shown::Host { is_directory: false, .. } => Graft::File,
+            _ => Graft::Directory,
+        }
+    }
+
+    /// The op that makes it. `all` are the mounts of the launch: a file system in memory has the mount points of those
+    /// that go into it.
+    pub fn op(&self, all: &[Bind]) -> PlannedOp {
+        let destination = self.destination.clone();
+        let op = match &self.shown {
+            Shown::Host { path, need, .. } => {
+                Op::Bind { source: path.clone(), destination, access: self.access, need: *need }
+            }
+            Shown::Memory { mode, size_bytes, entries } => {
+                let mut entries = entries.clone();
+                entries.extend(self.mount_points(all));
+                Op::Tmpfs { destination, mode: *mode, size_bytes: *size_bytes, entries }
+            }
+            Shown::Image(path) => Op::DataImage { source: path.clone(), destination },
+            Shown::Processes => Op::Processes { destination },
         };
         PlannedOp { op, reason: self.reason.clone() }
+    }
+
+    /// The mount points directly in this mount.
+    fn mount_points(&self, all: &[Bind]) -> Vec<(PathBuf, Entry)> {
+        let inside = all.iter().filter(|bind| parent(all, bind) == Some(self));
+        let entry = |bind: &Bind| {
+            let rest = bind.destination.strip_prefix(&self.destination).ok()?;
+            let entry = if bind.graft() == Graft::File { Entry::File } else { Entry::Directory };
+            Some((rest.to_owned(), entry))
+        };
+        inside.filter_map(entry).collect()
     }
 }
 
@@ -104,9 +168,14 @@ impl Binds {
     /// The host path that the new root shows at `path`, which is in normal form; none when the image's own is shown.
     pub fn shown_at(&self, path: &Path) -> Option<PathBuf> {
         let bind = nearest(&self.binds, path)?;
-        let rest = path.strip_prefix(&bind.destination).ok()?;
+        let (source, rest) = (bind.source()?, path.strip_prefix(&bind.destination).ok()?);
         // Joining an empty rest would add a slash.
-        Some(if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) })
+        Some(if rest.as_os_str().is_empty() { source.to_owned() } else { source.join(rest) })
+    }
+
+    /// Whether the new root shows something else than the image's own at `path`.
+    pub fn covers(&self, path: &Path) -> bool {
+        nearest(&self.binds, path).is_some()
     }
 
     /// Whether the new root shows the host's own `path` at the same place. A name of it that goes through host links
@@ -120,6 +189,14 @@ impl Binds {
 pub(super) fn nearest<'b>(binds: &'b [Bind], path: &Path) -> Option<&'b Bind> {
     let above = binds.iter().filter(|bind| is_within(path, &bind.destination));
     above.max_by_key(|bind| bind.destination.components().count())
+}
+
+/// The innermost of the mounts that `bind` goes into.
+pub(super) fn parent<'b>(binds: &'b [Bind], bind: &Bind) -> Option<&'b Bind> {
+    let above = binds.iter().filter(|other| {
+        other.destination != bind.destination && is_within(&bind.destination, &other.destination)
+    });
+    above.max_by_key(|other| other.destination.components().count())
 }
 
 /// Every host path about which [`gather`] asks [`Host::paths`].
@@ -137,11 +214,17 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
         paths.push(bind.source);
         paths.push(bind.destination);
     }
-    for option in &request.binds {
+    let home = match &request.home {
+        HomeWish::At(option) => Some(option),
+        HomeWish::SiteDefault | HomeWish::LeaveOut => None,
+    };
+    for option in request.binds.iter().chain(home) {
         let source = source_of(option, host);
         paths.push(destination_of(option, &source));
         paths.push(source);
     }
+    paths.extend(private::paths_to_probe(request, host));
+    paths.extend(request.writable.overlays.iter().map(|overlay| host_path(&overlay.directory, host)));
     paths.sort();
     paths.dedup();
     paths
@@ -153,16 +236,25 @@ pub fn gather(request: &Request, policy: &Policy, host: &Host) -> Result<Binds, 
     let site =
         Site { policy, host, variables: Variables { trusted: &trusted, environment: &host.environment } };
     let (site_binds, mut notes) = policy.site_binds(&site.variables)?;
-    let mut wanted = defaults(host);
-    wanted.extend(home(request, &site, &mut notes));
+    let mut wanted = defaults(request, host);
+    match &request.home {
+        HomeWish::At(option) => wanted.push(site.user_bind(option)?),
+        HomeWish::LeaveOut | HomeWish::SiteDefault if request.contain.is_some() => {}
+        HomeWish::LeaveOut | HomeWish::SiteDefault => wanted.extend(home(request, &site, &mut notes)),
+    }
+    wanted.extend(private::mounts(request, &site)?);
     for bind in site_binds {
-        wanted.extend(site.bind(bind, &mut notes)?);
+        match why_without(request, &bind) {
+            Some(flag) => notes.push(format!("{} left out ({flag})", bind.destination.display())),
+            None => wanted.extend(site.bind(bind, &mut notes)?),
+        }
     }
     for option in &request.binds {
         wanted.push(site.user_bind(option)?);
     }
+    wanted.retain(|bind| !is_left_out(request, bind, &mut notes));
     let mut binds = Binds { binds: settle(wanted, policy, &mut notes)?, notes };
-    for (why, directory) in extra_directories(host) {
+    for (why, directory) in extra_directories(request, host) {
         site.add_directory(&mut binds, &why, &directory);
     }
     binds.binds.sort_by(|a, b| a.destination.cmp(&b.destination));
@@ -171,11 +263,45 @@ pub fn gather(request: &Request, policy: &Policy, host: &Host) -> Result<Binds, 
 }
 
 /// What is bound whoever asks for whatever.
-fn defaults(host: &Host) -> Vec<Bind> {
+fn defaults(request: &Request, host: &Host) -> Vec<Bind> {
     let system = SYSTEM.iter().map(|path| default_bind(path.into(), path.into(), true, Need::Required));
-    let tmp = present(host, Path::new("/tmp"), true);
+    let mut system: Vec<Bind> = system.collect();
     let files = NODE_FILES.iter().filter_map(|path| present(host, Path::new(path), false));
-    system.chain(tmp).chain(files).collect()
+    if request.isolation.processes.is_some() {
+        for bind in system.iter_mut().filter(|bind| bind.destination == Path::new("/proc")) {
+            bind.shown = Shown::Processes;
+            bind.reason = Reason::Flag("--pid".to_owned());
+        }
+    }
+    let tmp = match request.contain {
+        None => present(host, Path::new("/tmp"), true),
+        Some(_) => {
+            system.retain(|bind| bind.destination != Path::new("/dev"));
+            None
+        }
+    };
+    system.into_iter().chain(tmp).chain(files).collect()
+}
+
+/// The option by which the user does without a bind that the site offers; what it forces stays.
+fn why_without(request: &Request, bind: &SiteBind) -> Option<&'static str> {
+    let no_site_binds = request.left_out.contains(&LeftOut::SiteBinds).then_some("--no-mount bind-paths");
+    no_site_binds.or(request.contain).filter(|_| !bind.forced)
+}
+
+/// Whether the user does without a mount that he has not asked for himself.
+fn is_left_out(request: &Request, bind: &Bind, notes: &mut Vec<String>) -> bool {
+    let is_named = |left_out: &LeftOut| match left_out {
+        LeftOut::Tmp => ["/tmp", "/var/tmp"].iter().any(|tmp| bind.destination == Path::new(tmp)),
+        LeftOut::System(system) => is_within(&bind.destination, Path::new(system)),
+        LeftOut::Path(path) => bind.destination == *path,
+        LeftOut::Cwd | LeftOut::SiteBinds => false,
+    };
+    if bind.party > Party::Offered || !request.left_out.iter().any(is_named) {
+        return false;
+    }
+    notes.push(format!("{} left out (--no-mount)", bind.destination.display()));
+    true
 }
 
 /// A default bind of `path` onto itself, if the host has it and it is of the right kind.
@@ -188,11 +314,9 @@ fn present(host: &Host, path: &Path, is_directory: bool) -> Option<Bind> {
 
 fn default_bind(source: PathBuf, destination: PathBuf, is_directory: bool, need: Need) -> Bind {
     Bind {
-        source,
+        shown: Shown::Host { path: source, need, is_directory },
         destination,
         access: Access::ReadWrite,
-        need,
-        is_directory,
         party: Party::Default,
         reason: Reason::Default,
     }
@@ -221,7 +345,8 @@ fn home(request: &Request, site: &Site<'_>, notes: &mut Vec<String>) -> Option<B
         return None;
     }
     if !site.host.user.known
-        && let Err(refusal) = site.judge(home.as_os_str(), &bind.source)
+        && let Some(source) = bind.source()
+        && let Err(refusal) = site.judge(home.as_os_str(), source)
     {
         notes.push(format!("home directory left out: {refusal}"));
         return None;
@@ -243,15 +368,15 @@ fn why_absent(host: &Host, path: &Path) -> String {
 }
 
 /// The policy with what it needs to judge.
-struct Site<'a> {
-    policy: &'a Policy,
-    host: &'a Host,
+pub(super) struct Site<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) host: &'a Host,
     variables: Variables<'a>,
 }
 
 impl Site<'_> {
     /// What the policy says to a user's bind.
-    fn judge(
+    pub(super) fn judge(
         &self,
         typed: &std::ffi::OsStr,
         resolved: &Path,
@@ -286,12 +411,11 @@ impl Site<'_> {
             }
         }
         check_destination(&bind.destination, &reason)?;
+        let need = if bind.optional { Need::Optional } else { Need::Required };
         Ok(Some(Bind {
-            source,
+            shown: Shown::Host { path: source, need, is_directory },
             destination: bind.destination,
             access: if bind.read_only { Access::ReadOnly } else { Access::ReadWrite },
-            need: if bind.optional { Need::Optional } else { Need::Required },
-            is_directory,
             party: if bind.forced { Party::Forced } else { Party::Offered },
             reason,
         }))
@@ -300,31 +424,42 @@ impl Site<'_> {
     /// A user's `--bind`.
     fn user_bind(&self, option: &BindOption) -> Result<Bind, PlanError> {
         let path = source_of(option, self.host);
-        let reason = Reason::Flag(format!("--bind {}", option.typed.display()));
-        let is_directory = match self.host.paths.get(&path).map(|fact| &fact.kind) {
-            Some(Kind::Directory) => true,
-            Some(Kind::File) => false,
-            Some(Kind::Unreachable(why)) => {
-                return Err(PlanError::BindSource { path, option: reason, why: why.clone() });
-            }
-            Some(Kind::Missing) | None => {
-                let why = format!("it does not exist on {}", self.host.hostname.display());
-                return Err(PlanError::BindSource { path, option: reason, why });
-            }
-        };
+        let reason = Reason::Flag(format!("{} {}", option.option, option.typed.display()));
+        let is_directory = self.is_directory(&path, &reason)?;
         let source = self.host.resolved(&path);
         self.judge(option.spec.source.as_os_str(), &source)?;
         let destination = destination_of(option, &path);
         check_destination(&destination, &reason)?;
+        let read_only = option.spec.read_only || option.is_image;
+        let shown = match option.is_image {
+            false => Shown::Host { path: source, need: Need::Required, is_directory },
+            true if is_directory => {
+                let why = "it is a directory, not an image file".to_owned();
+                return Err(PlanError::BindSource { path, option: reason, why });
+            }
+            true => {
+                let file = HostPath { typed: option.spec.source.as_os_str(), resolved: &source };
+                self.policy.image_file(file, &self.variables, &|path: &Path| self.host.resolved(path))?;
+                Shown::Image(source)
+            }
+        };
         Ok(Bind {
-            source,
+            shown,
             destination,
-            access: if option.spec.read_only { Access::ReadOnly } else { Access::ReadWrite },
-            need: Need::Required,
-            is_directory,
-            party: Party::User,
+            access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
+            party: if option.is_ambient { Party::Ambient } else { Party::User },
             reason,
         })
+    }
+
+    /// Whether what a user names is a directory; an error if it is nothing.
+    pub(super) fn is_directory(&self, path: &Path, reason: &Reason) -> Result<bool, PlanError> {
+        let why = match self.host.paths.get(path).map(|fact| &fact.kind) {
+            Some(Kind::Directory) => return Ok(true),
+            Some(Kind::File) => return Ok(false),
+            _ => why_absent(self.host, path),
+        };
+        Err(PlanError::BindSource { path: path.to_owned(), option: reason.clone(), why })
     }
 
     /// Adds a directory that should be seen where the host has it, if nothing stands against it.
@@ -332,13 +467,16 @@ impl Site<'_> {
         let Some(mut bind) = present(self.host, directory, true) else {
             return;
         };
-        if binds.shows(directory) || binds.shown_at(directory).is_some_and(|shown| shown == bind.source) {
+        let Some(source) = bind.source().map(Path::to_owned) else {
+            return;
+        };
+        if binds.shows(directory) || binds.shown_at(directory).is_some_and(|shown| shown == source) {
             return;
         }
         let left_out = match nearest(&binds.binds, directory) {
             Some(above) if above.party > Party::Default => Some(format!("inside a bind ({})", above.reason)),
             _ if is_operating_system(directory) => Some("it would hide the image's".to_owned()),
-            _ => self.judge(directory.as_os_str(), &bind.source).err().map(|refusal| refusal.to_string()),
+            _ => self.judge(directory.as_os_str(), &source).err().map(|refusal| refusal.to_string()),
         };
         match left_out {
             Some(because) => binds.notes.push(format!("{} ({why}) left out: {because}", directory.display())),
@@ -351,8 +489,10 @@ impl Site<'_> {
 }
 
 /// The working directory and the launcher's directories, with the reason of each.
-fn extra_directories(host: &Host) -> Vec<(Reason, PathBuf)> {
-    let cwd = host.cwd.clone().map(|cwd| (Reason::Host("working directory".to_owned()), cwd));
+fn extra_directories(request: &Request, host: &Host) -> Vec<(Reason, PathBuf)> {
+    let is_wanted = request.contain.is_none() && !request.left_out.contains(&LeftOut::Cwd);
+    let cwd =
+        host.cwd.clone().filter(|_| is_wanted).map(|cwd| (Reason::Host("working directory".to_owned()), cwd));
     let launcher = launcher_directories(host).map(|(name, path)| (Reason::Host(name.to_owned()), path));
     cwd.into_iter().chain(launcher).collect()
 }
@@ -371,20 +511,24 @@ fn is_operating_system(path: &Path) -> bool {
 }
 
 /// The host path of a `--bind`, absolute and not resolved.
-fn source_of(option: &BindOption, host: &Host) -> PathBuf {
-    let source = Path::new(&option.spec.source);
+pub(super) fn source_of(option: &BindOption, host: &Host) -> PathBuf {
+    host_path(Path::new(&option.spec.source), host)
+}
+
+/// A host path as the user means it, absolute and not resolved.
+pub(super) fn host_path(path: &Path, host: &Host) -> PathBuf {
     match &host.cwd {
-        Some(cwd) => cwd.join(source),
-        None => Path::new("/").join(source),
+        Some(cwd) => cwd.join(path),
+        None => Path::new("/").join(path),
     }
 }
 
-fn destination_of(option: &BindOption, source: &Path) -> PathBuf {
+pub(super) fn destination_of(option: &BindOption, source: &Path) -> PathBuf {
     normalise(Path::new("/"), option.spec.destination.as_ref().map_or(source, Path::new))
 }
 
 /// Refuses destinations that are the host's in every launch.
-fn check_destination(destination: &Path, reason: &Reason) -> Result<(), PlanError> {
+pub(super) fn check_destination(destination: &Path, reason: &Reason) -> Result<(), PlanError> {
     let below = |tree: &str| is_within(destination, Path::new(tree));
     let taken =
         destination == Path::new("/") || destination == Path::new("/dev") || below("/proc") || below("/sys");

@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::request::Verb;
+use super::plan::ImageFacts;
+use super::request::{Request, Verb};
 use crate::hint::Hint;
 use crate::host::Host;
 use crate::image::config::ImageConfig;
@@ -66,6 +67,24 @@ pub fn shell_candidates(host: &Host) -> Vec<PathBuf> {
         }
     }
     shells
+}
+
+/// What a request executes: as [`command`] has it, but for its entrypoint or shell.
+pub fn of_request(request: &Request, image: &ImageFacts, host: &Host) -> Result<Command, CommandError> {
+    let entrypoint = request.entrypoint.as_ref();
+    match (&request.verb, entrypoint, &request.shell) {
+        // As Docker: the image's command was meant for its own entrypoint.
+        (Verb::Run { args }, Some(entrypoint), _) => {
+            let program = [entrypoint].into_iter().filter(|program| !program.is_empty());
+            let command: Vec<OsString> = program.chain(args).cloned().collect();
+            self::command(&Verb::Exec { command }, &image.config, None, host)
+        }
+        (Verb::Shell, _, Some(shell)) => {
+            let verb = Verb::Exec { command: vec![shell.clone().into_os_string()] };
+            self::command(&verb, &image.config, None, host)
+        }
+        (verb, ..) => self::command(verb, &image.config, image.shell.as_deref(), host),
+    }
 }
 
 /// What to execute. `shell` is the first of [`shell_candidates`] that the image has.

@@ -3,18 +3,21 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
 use crate::hint::Hint;
+use crate::launch::isolate;
 use crate::launch::job::Job;
+use crate::launch::overlay_lock;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::share::{self, Group, ShareError};
 use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
-use crate::mount::server::{self, AtEnd, Launching, ServerOptions};
+use crate::mount::server::{self, AtEnd, Launching, ServerOptions, Startup};
 use crate::sys::namespace::{self, NamespaceIds, Namespaces};
 use crate::sys::path::PathFd;
 use crate::sys::privilege::{self, Privileges};
@@ -82,6 +85,26 @@ pub enum EnactError {
     /// No user namespace.
     #[error("cannot create a user namespace")]
     UserNamespace {
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// The directory of a writable overlay is another launch's.
+    #[error("the overlay {} is in use by another launch", .path.display())]
+    OverlayInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory of a writable overlay cannot be locked.
+    #[error("cannot lock the overlay {}", .path.display())]
+    OverlayLock {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
+    /// No process or IPC namespace.
+    #[error("cannot isolate the job")]
+    Isolate {
         /// The kernel's refusal.
         source: sys::Error,
     },
@@ -179,37 +202,40 @@ impl EnactError {
 /// Becomes the job of `plan`: same process, with the plan's root, no privilege, the plan's environment and everything
 /// else as it was. Returns only if that fails; the process then is somewhere on the way and can only report and exit.
 ///
-/// `image` is the root's file, `grafts` the plan's additions to it; neither is used if another rank's namespaces are
-/// joined or the root is mounted already. `observer` hears what is done just before it is done. The caller has one
+/// `images` are the files that the plan serves, in its order, `grafts` its additions to the first; neither is used if
+/// another rank's namespaces are joined. `observer` hears what is done just before it is done. The caller has one
 /// thread.
 pub fn enact(
     plan: LaunchPlan,
-    image: Option<Filesystem>,
+    images: Vec<Filesystem>,
     grafts: Grafts,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<Infallible, EnactError> {
     require_plain_process()?;
     let job = Job::prepare(&plan)?;
     let mut group = plan.share.as_ref().and_then(|key| heard(Group::open(key, plan.uid), observer));
-    let (namespaces, launching) = enter(&plan, image, grafts, group.as_mut(), observer)?;
+    let (namespaces, launching) = enter(&plan, images, grafts, group.as_mut(), observer)?;
     if let Some(group) = group {
         heard(group.register(std::process::id().cast_signed(), namespaces), observer);
+    }
+    if let Some(umask) = plan.guise.umask {
+        sys::process::set_umask(umask);
     }
     job.run(launching)
 }
 
-/// Enters the group's namespaces, or else new ones with a new root. Takes image and grafts in either case: nothing of
+/// Enters the group's namespaces, or else new ones with a new root. Takes images and grafts in either case: nothing of
 /// ours may be open any more when the job's paths are looked up.
 fn enter(
     plan: &LaunchPlan,
-    image: Option<Filesystem>,
+    images: Vec<Filesystem>,
     grafts: Grafts,
     group: Option<&mut Group>,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<(NamespaceIds, Option<Launching>), EnactError> {
     match group.and_then(|group| join(group, observer)) {
         Some(namespaces) => Ok((namespaces, None)),
-        None => create(plan, image, grafts, observer),
+        None => create(plan, images, grafts, observer),
     }
 }
 
@@ -235,34 +261,55 @@ fn join(group: &mut Group, observer: &mut dyn FnMut(Event<'_>)) -> Option<Namesp
 /// Makes the namespaces and, in them, the root.
 fn create(
     plan: &LaunchPlan,
-    image: Option<Filesystem>,
+    images: Vec<Filesystem>,
     grafts: Grafts,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<(NamespaceIds, Option<Launching>), EnactError> {
+    let lock = overlay_lock::take(&plan.mount)?;
     let inspect = |source| EnactError::Inspect { source };
     // Opened while /proc is the host's: what the new root has there is not for us to trust.
     let process = PathFd::open_directory(Path::new("/proc/self")).map_err(inspect)?;
     namespace::unshare_user().map_err(|source| EnactError::UserNamespace { source })?;
     let (uid, gid) = (plan.uid, plan.gid);
-    namespace::map_ids(&process, uid, gid).map_err(|source| EnactError::MapIds { uid, gid, source })?;
-    let served = match image {
-        Some(image) => Some(serve(plan, image, grafts)?),
-        None => None,
-    };
+    namespace::map_ids_as(&process, plan.ids_inside(), (uid, gid)).map_err(|source| EnactError::MapIds {
+        uid,
+        gid,
+        source,
+    })?;
+    let mut grafts = Some(grafts);
+    let mut served = Vec::with_capacity(images.len());
+    for image in images {
+        served.push(serve(plan, image, grafts.take(), lock)?);
+    }
+    let process = isolate::isolate(plan.guise.isolation, &mut served, process)?;
     let launching = mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
     Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
 }
 
 /// Starts the image server, which stays in the host's mount namespace: so the mount ends with the job's last process,
 /// and the server with the mount.
-fn serve(plan: &LaunchPlan, image: Filesystem, grafts: Grafts) -> Result<Served, EnactError> {
+///
+/// `grafts` are the root's; another image has none.
+fn serve(
+    plan: &LaunchPlan,
+    image: Filesystem,
+    grafts: Option<Grafts>,
+    lock: Option<RawFd>,
+) -> Result<Served, EnactError> {
     let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
-    let options = ServerOptions { threads: plan.server_threads, startup: plan.startup.clone() };
-    let registry = plan.share.clone();
+    let startup = if grafts.is_some() { plan.startup.clone() } else { Startup::Nothing };
+    let options = ServerOptions { threads: plan.server_threads, startup };
+    let registry = plan.share.clone().filter(|_| grafts.is_some());
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
+    let at_end = at_end.holding(lock.filter(|_| grafts.is_some()));
+    let (uid, gid) = plan.ids_inside();
+    let mut grafts = grafts.unwrap_or_default();
+    if plan.owns_image() {
+        grafts.own_all(uid, gid);
+    }
     let server = server::start_until(image, grafts, &device, options, at_end)
         .map_err(|source| EnactError::StartServer { source })?;
-    Ok(Served { fuse: device, server, uid: plan.uid, gid: plan.gid })
+    Ok(Served { fuse: device, server, uid, gid })
 }
 
 /// A setuid hpcrun would hand its rights to the image; threads make the kernel refuse user namespaces, with `EINVAL`.
@@ -290,6 +337,11 @@ impl Hint for EnactError {
                 "hpcrun needs no privilege: an admin removes its setuid bit and file capabilities ('chmod ug-s', \
                  'setcap -r')"
             }
+            EnactError::OverlayInUse { .. } => {
+                "one launch at a time can write to an overlay; add ':ro' to read it, or give each its own directory"
+            }
+            EnactError::OverlayLock { .. } => "it must be a directory of yours on a file system with locks",
+            EnactError::Isolate { .. } => "'sysctl user' shows the limits of namespaces on this node",
             EnactError::WorkingDirectory { .. } => "choose another one with --cwd, or bind it with --bind",
             EnactError::StartServer { source } if source.errno == Errno::EAGAIN => {
                 "the limit of processes is too low; see 'ulimit -u'"

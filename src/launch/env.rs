@@ -9,7 +9,7 @@ use std::path::Path;
 use super::binds::Binds;
 use super::command::DEFAULT_PATH;
 use super::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
-use super::request::Request;
+use super::request::{Joining, Request};
 use crate::hint::Hint;
 use crate::host::Host;
 use crate::image::config::ImageConfig;
@@ -53,6 +53,8 @@ pub struct Circumstances<'a> {
     pub image: &'a Path,
     /// A shell that the image has.
     pub shell: Option<&'a Path>,
+    /// The home directory that the user chose.
+    pub home: Option<&'a Path>,
     /// What the new root shows of the host.
     pub binds: &'a Binds,
     /// The working directory, if it is certain to be the host's.
@@ -94,6 +96,9 @@ pub fn job_env(
     let mut draft = Draft::default();
     draft.host(request, policy, host, circumstances);
     draft.identity(host);
+    if let Some(home) = circumstances.home {
+        draft.set(OsStr::new("HOME"), home.as_os_str(), Reason::Flag("--home".to_owned()));
+    }
     draft.defaults(circumstances);
     draft.image(config, host);
     draft.site(policy, &variables)?;
@@ -193,7 +198,8 @@ impl Draft {
             let broken = name.is_empty()
                 || name.as_bytes().iter().any(u8::is_ascii_control)
                 || value.as_bytes().contains(&0);
-            let not_its_own = is_one_of(name, LAUNCHER) || is_one_of(name, &["HPCRUN_*"]);
+            let not_its_own =
+                is_one_of(name, LAUNCHER) || is_one_of(name, &["APPTAINER_*", "HPCRUN_*", "SINGULARITY_*"]);
             if broken || not_its_own || self.held.contains(name) {
                 continue;
             }
@@ -240,22 +246,23 @@ impl Draft {
 
     fn user(&mut self, request: &Request, policy: &Policy, host: &Host) -> Result<(), EnvError> {
         for option in &request.env {
+            let what = format!("{} {}", option.option, option.name.display());
             if let Some(rule) = policy.unsets(option.name.as_bytes()) {
-                let what = format!("--env {}", option.name.display());
                 let allowed = "leave the variable out; no job of this site sees it".to_owned();
                 return Err(Refusal { what, rule, allowed }.into());
             }
-            let value = option.value.as_deref().or_else(|| {
+            let value = option.value.clone().or_else(|| {
                 // The name alone means the host's value, stripped or not.
-                host.environment
-                    .iter()
-                    .rev()
-                    .find(|(name, _)| *name == option.name)
-                    .map(|(_, v)| v.as_os_str())
+                let found = host.environment.iter().rev().find(|(name, _)| *name == option.name);
+                found.map(|(_, value)| value.clone())
             });
-            let reason = Reason::Flag(format!("--env {}", option.name.display()));
+            let reason = Reason::Flag(what);
             match value {
-                Some(value) => self.set(&option.name, value, reason),
+                Some(value) => {
+                    let old = self.variables.get(&option.name);
+                    let value = joined(value, old.map(OsString::as_os_str), option.joining);
+                    self.set(&option.name, &value, reason);
+                }
                 // Asking for a value that the host does not have means that the job has none either.
                 None => {
                     self.variables.remove(&option.name);
@@ -280,6 +287,10 @@ impl Draft {
     fn inform(&mut self, circumstances: &Circumstances<'_>) {
         self.set(OsStr::new("HPCRUN_IMAGE"), circumstances.image.as_os_str(), Reason::Default);
         self.set(OsStr::new("HPCRUN_VERSION"), OsStr::new(env!("CARGO_PKG_VERSION")), Reason::Default);
+        // By which scripts tell that they are in a container.
+        for name in ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"] {
+            self.set(OsStr::new(name), circumstances.image.as_os_str(), Reason::Default);
+        }
     }
 
     /// The last word on each variable; what came and went is not told.
@@ -293,6 +304,21 @@ impl Draft {
         }
         JobEnv { variables: self.variables.into_iter().collect(), changes }
     }
+}
+
+/// A value with the old one before or behind it, as a list of directories is.
+fn joined(value: OsString, old: Option<&OsStr>, joining: Joining) -> OsString {
+    let Some(old) = old.filter(|old| !old.is_empty() && joining != Joining::Replace) else {
+        return value;
+    };
+    let (first, last) = match joining {
+        Joining::Append => (old, value.as_os_str()),
+        Joining::Prepend | Joining::Replace => (value.as_os_str(), old),
+    };
+    let mut joined = first.to_owned();
+    joined.push(":");
+    joined.push(last);
+    joined
 }
 
 /// Why a host variable does not pass.

@@ -90,6 +90,12 @@ pub const STRIPPED: Names = &[
     "TERMINFO_DIRS",
     // hpcrun's own, which describe the launch that set them.
     "HPCRUN_*",
+    "HPCRUNENV_*",
+    // Those of the tools that hpcrun takes the place of: options of this launch, or news of another.
+    "APPTAINER_*",
+    "APPTAINERENV_*",
+    "SINGULARITY_*",
+    "SINGULARITYENV_*",
     // The image decides where its programs are.
     "PATH",
 ];

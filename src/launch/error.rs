@@ -45,6 +45,26 @@ pub enum PlanError {
         /// What is wrong with it.
         why: String,
     },
+    /// `--scratch`
+    #[error("cannot make the scratch directory {}: it is not an absolute path", path.display())]
+    RelativeScratch {
+        /// As asked.
+        path: PathBuf,
+    },
+    /// `--workdir` with nothing to keep in it.
+    #[error("nothing is kept in --workdir {}", path.display())]
+    IdleWorkdir {
+        /// As asked.
+        path: PathBuf,
+    },
+    /// `--overlay`
+    #[error("cannot lay {} over the image: {why}", path.display())]
+    Overlay {
+        /// The host directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A site's bind source that must be there.
     #[error("cannot bind {}, as {reason} demands: {why}", path.display())]
     SiteSource {
@@ -122,6 +142,13 @@ impl Hint for PlanError {
                 line("'hpcrun doctor' says how this node can be mended")
             }
             PlanError::BindSource { .. } => line("is the file system mounted on this node?"),
+            PlanError::RelativeScratch { .. } => line("give an absolute path in the new root"),
+            PlanError::IdleWorkdir { .. } => {
+                line("it keeps what --contain and --scratch make; the directory to start in is --cwd")
+            }
+            PlanError::Overlay { .. } => {
+                line("an overlay is a host directory; one of them, the last, may be written to")
+            }
             PlanError::SiteSource { .. } => {
                 line("tell the administrator: this node lacks it, or the rule should be optional")
             }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::env::Change;
 use super::plan::LaunchPlan;
+use super::request::Init;
 use crate::mount::plan::Reason;
 
 /// What a plan says about itself beyond what it does.
@@ -39,6 +40,7 @@ impl fmt::Display for LaunchPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         line(f, "image", &self.about.image, None)?;
         line(f, "identity", &format!("uid {}, gid {}", self.uid, self.gid), None)?;
+        guise_lines(f, self)?;
         line(f, "share", &self.about.share, None)?;
         for (index, planned) in self.mount.ops.iter().enumerate() {
             let op = planned.op.to_string();
@@ -57,6 +59,32 @@ impl fmt::Display for LaunchPlan {
             line(f, "note", note, None)?;
         }
         Ok(())
+    }
+}
+
+/// What `--fakeroot`, `--pid`, `--ipc` and `--umask` change.
+fn guise_lines(f: &mut fmt::Formatter<'_>, plan: &LaunchPlan) -> fmt::Result {
+    let guise = &plan.guise;
+    let because = |option: &str| Reason::Flag(option.to_owned());
+    if guise.is_root {
+        line(f, "", "uid 0, gid 0 inside, without any capability", Some(&because("--fakeroot")))?;
+    }
+    if plan.owns_image() {
+        line(f, "", "all of the image belongs to this user", Some(&because("writable root")))?;
+    }
+    match guise.isolation.processes {
+        Some(Init::Own) => line(f, "namespace", "processes, hpcrun is process 1", Some(&because("--pid")))?,
+        Some(Init::Job) => {
+            line(f, "namespace", "processes, the job is process 1", Some(&because("--no-init")))?
+        }
+        None => {}
+    }
+    if guise.isolation.ipc {
+        line(f, "namespace", "System V IPC, message queues", Some(&because("--ipc")))?;
+    }
+    match guise.umask {
+        Some(umask) => line(f, "umask", &format!("{umask:04o}"), Some(&because("--umask"))),
+        None => Ok(()),
     }
 }
 

@@ -5,10 +5,12 @@
 //! as `ubuntu`); one of the same name would give the caller two ids.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::binds::{destination_of, source_of};
+use super::request::{HomeWish, Request};
 use crate::hint::Hint;
-use crate::host::User;
+use crate::host::{Host, User};
 
 /// The largest `/etc/passwd` or `/etc/group` that is worth reading out of an image; a larger one counts as absent.
 pub const IDENTITY_FILE_LIMIT_BYTES: u64 = 1 << 20;
@@ -33,6 +35,28 @@ impl Hint for IdentityError {
             "hpcrun takes it from the user database, and from the environment where that has no entry"
                 .to_owned(),
         ]
+    }
+}
+
+/// The user as the job knows him.
+pub fn inside(host: &Host, request: &Request) -> User {
+    let mut inside = User { home: home(host, request), ..host.user.clone() };
+    if request.root_mapped {
+        inside = User { uid: 0, gid: 0, name: "root".into(), group_name: "root".into(), ..inside };
+    }
+    inside
+}
+
+/// The job's home directory.
+pub fn home(host: &Host, request: &Request) -> Option<PathBuf> {
+    home_of_request(request, host).or_else(|| host.user.home.clone())
+}
+
+/// Where `--home` puts it.
+pub fn home_of_request(request: &Request, host: &Host) -> Option<PathBuf> {
+    match &request.home {
+        HomeWish::At(option) => Some(destination_of(option, &source_of(option, host))),
+        HomeWish::SiteDefault | HomeWish::LeaveOut => None,
     }
 }
 

@@ -9,9 +9,9 @@ use super::command::{self, Command};
 use super::env::{self, Circumstances, JobEnv};
 pub use super::error::PlanError;
 use super::explain::About;
-use super::identity;
-use super::request::{Request, Verb};
+use super::request::{Isolation, Request, Verb};
 use super::share_key::{describe_share, share_key, share_scope};
+use super::{identity, overlay};
 use crate::host::{Host, Kind};
 use crate::image::config::ImageConfig;
 use crate::mount::graft::Graft;
@@ -51,8 +51,34 @@ pub struct LaunchPlan {
     pub server_threads: usize,
     /// What it reads before anybody asks for it; no decision of the plan.
     pub startup: Startup,
+    /// What else makes the job's process another than its caller's.
+    pub guise: Guise,
     /// What `--explain` says beyond the above.
     pub about: About,
+}
+
+/// What makes the job's process another than its caller's, beyond root and environment. The default is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guise {
+    /// Whether user and group are 0 inside, and the caller's outside.
+    pub is_root: bool,
+    /// Its namespaces.
+    pub isolation: Isolation,
+    /// Its umask; none means the caller's.
+    pub umask: Option<u32>,
+}
+
+impl LaunchPlan {
+    /// User and group inside.
+    pub fn ids_inside(&self) -> (u32, u32) {
+        if self.guise.is_root { (0, 0) } else { (self.uid, self.gid) }
+    }
+
+    /// Whether everything in the image belongs to the user inside. A directory of somebody who is not mapped could not
+    /// be written to, nor copied up by an overlay (`EOVERFLOW`).
+    pub fn owns_image(&self) -> bool {
+        self.mount.ops.iter().any(|planned| matches!(planned.op, Op::Overlay { .. }))
+    }
 }
 
 /// What must be equal for two ranks to share namespaces: where the registry file lies and its name.
@@ -117,31 +143,37 @@ pub fn plan(
     check_host(host)?;
     check_image(image, policy, host)?;
     let mut binds = binds::gather(request, policy, host)?;
-    let (root, root_reason) = root(image, policy, host, &mut binds.notes);
-    check_fuse(&root, host)?;
+    let overlay = overlay::plan(request, policy, host)?;
+    let guise = guise(request, policy)?;
+    let (root, root_reason) = match &overlay {
+        // The owners of a tree that the site mounted are not for us to change.
+        Some(_) => (RootSource::Image(image.path.clone()), Reason::Default),
+        None => root(image, policy, host, &mut binds.notes),
+    };
+    check_fuse(&root, &binds, host)?;
     let (cwd, cwd_reason) = working_directories(request, &image.config, &binds, host)?;
-    let scope = share_scope(request, policy, host);
+    let scope = share_scope(request, policy, host).filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks)?;
-    let Command { program, argv, image_field } =
-        command::command(&request.verb, &image.config, image.shell.as_deref(), host)?;
+    let Command { program, argv, image_field } = command::of_request(request, image, host)?;
     let grafts = match &root {
-        RootSource::Image(_) => grafts(image, host, &binds)?,
+        RootSource::Image(_) => grafts(request, image, host, &binds)?,
         // The kernel serves that tree: nothing can be added to it.
         RootSource::Premounted(_) => Vec::new(),
     };
-    let mount = mount_plan(root, root_reason, &binds);
+    let mount = mount_plan(PlannedOp { op: Op::Root(root), reason: root_reason }, overlay, &binds);
     let path = job_env.variables.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
     let search = command::search_path(path);
     let server_threads = server_threads(policy, host);
-    let share = scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts));
+    let share =
+        scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts, &guise));
     let about = About {
         image: describe(image),
         env_changes: job_env.changes,
         cwd_reason,
-        exec_reason: exec_reason(&request.verb, image_field),
+        exec_reason: exec_reason(request, image_field),
         share: describe_share(scope.as_deref(), host, unshared_ranks),
-        warnings: elsewhere(request, &cwd, host).into_iter().collect(),
+        warnings: elsewhere(request, &cwd, host).into_iter().chain(rank_as_root(&guise, host)).collect(),
         forced: forced(&binds),
         notes: notes_on(binds.notes, host),
     };
@@ -158,6 +190,7 @@ pub fn plan(
         share,
         server_threads,
         startup: Startup::Nothing,
+        guise,
         about,
     })
 }
@@ -174,11 +207,26 @@ fn check_host(host: &Host) -> Result<(), PlanError> {
 }
 
 /// A premounted tree needs no image server.
-fn check_fuse(root: &RootSource, host: &Host) -> Result<(), PlanError> {
-    match (root, host.features.fuse.why_not()) {
-        (RootSource::Image(_), Some(why)) => Err(PlanError::Fuse { why: why.to_owned() }),
-        _ => Ok(()),
+fn check_fuse(root: &RootSource, binds: &Binds, host: &Host) -> Result<(), PlanError> {
+    let is_image = |bind: &binds::Bind| matches!(bind.shown, binds::Shown::Image(_));
+    let is_served = matches!(root, RootSource::Image(_)) || binds.binds.iter().any(is_image);
+    match host.features.fuse.why_not().filter(|_| is_served) {
+        Some(why) => Err(PlanError::Fuse { why: why.to_owned() }),
+        None => Ok(()),
     }
+}
+
+fn guise(request: &Request, policy: &Policy) -> Result<Guise, PlanError> {
+    if request.root_mapped {
+        policy.fakeroot()?;
+    }
+    Ok(Guise { is_root: request.root_mapped, isolation: request.isolation, umask: request.umask })
+}
+
+/// MPI libraries and launchers compare user ids inside and outside.
+fn rank_as_root(guise: &Guise, host: &Host) -> Option<String> {
+    let text = "--fakeroot makes this rank user 0, which launchers and other ranks take for somebody else";
+    (guise.is_root && host.launcher.may_have_siblings()).then(|| text.to_owned())
 }
 
 fn check_image(image: &ImageFacts, policy: &Policy, host: &Host) -> Result<(), PlanError> {
@@ -205,20 +253,26 @@ fn root(image: &ImageFacts, policy: &Policy, host: &Host, notes: &mut Vec<String
     }
 }
 
-fn mount_plan(root: RootSource, reason: Reason, binds: &Binds) -> MountPlan {
-    let mut ops = vec![PlannedOp { op: Op::Root(root), reason }];
-    ops.extend(binds.binds.iter().map(binds::Bind::op));
+fn mount_plan(root: PlannedOp, overlay: Option<PlannedOp>, binds: &Binds) -> MountPlan {
+    let mut ops: Vec<PlannedOp> = [root].into_iter().chain(overlay).collect();
+    ops.extend(binds.binds.iter().map(|bind| bind.op(&binds.binds)));
     ops.push(PlannedOp { op: Op::PivotRoot, reason: Reason::Default });
     MountPlan { ops }
 }
 
 /// What the image server adds: a mount point for every bind, and the files that say who runs and when.
-fn grafts(image: &ImageFacts, host: &Host, binds: &Binds) -> Result<Vec<(PathBuf, Graft)>, PlanError> {
+fn grafts(
+    request: &Request,
+    image: &ImageFacts,
+    host: &Host,
+    binds: &Binds,
+) -> Result<Vec<(PathBuf, Graft)>, PlanError> {
     let mut grafts: Vec<(PathBuf, Graft)> =
         binds.binds.iter().map(|bind| (bind.destination.clone(), bind.graft())).collect();
     let shell = image.shell.as_deref().unwrap_or(Path::new("/bin/sh"));
-    let passwd = identity::passwd(image.passwd.as_deref(), &host.user, shell)?;
-    let group = identity::group(image.group.as_deref(), &host.user)?;
+    let user = identity::inside(host, request);
+    let passwd = identity::passwd(image.passwd.as_deref(), &user, shell)?;
+    let group = identity::group(image.group.as_deref(), &user)?;
     // A bind would follow the link that /etc/localtime is and cover a zone of the image with another.
     let localtime = host.localtime.clone();
     let files = [("/etc/passwd", Some(passwd)), ("/etc/group", Some(group)), ("/etc/localtime", localtime)];
@@ -226,7 +280,7 @@ fn grafts(image: &ImageFacts, host: &Host, binds: &Binds) -> Result<Vec<(PathBuf
         let Some(content) = content else {
             continue;
         };
-        if binds.shown_at(Path::new(path)).is_none() {
+        if !binds.covers(Path::new(path)) {
             grafts.push((PathBuf::from(path), Graft::Content { mode: 0o644, content: Arc::from(content) }));
         }
     }
@@ -259,6 +313,10 @@ fn working_directories(
     let images = Some(config.working_dir.as_str()).filter(|path| !path.is_empty());
     let images = images.map(|path| normalise(root, Path::new(path))).filter(|path| !is_inside_proc(path));
     let images = images.map(|path| (path, Reason::Image("WorkingDir")));
+    let hosts = match (&request.contain, identity::home(host, request)) {
+        (Some(flag), Some(home)) => Some((home, Reason::Flag((*flag).to_owned()))),
+        _ => hosts,
+    };
     // What the image was made to run may be named relative to its own directory.
     let choices = if is_run(request) { [images, hosts] } else { [hosts, images] };
     let choices: Vec<(PathBuf, Reason)> = choices.into_iter().flatten().collect();
@@ -277,7 +335,11 @@ fn is_run(request: &Request) -> bool {
 fn elsewhere(request: &Request, cwd: &[PathBuf], host: &Host) -> Option<String> {
     let own = host.cwd.as_ref()?;
     let first = cwd.first()?;
-    let is_meant = request.cwd.is_some() || is_run(request) || own == first || own == Path::new("/");
+    let is_meant = request.cwd.is_some()
+        || request.contain.is_some()
+        || is_run(request)
+        || own == first
+        || own == Path::new("/");
     let text = || format!("{} is not in the new root: the job starts in {}", own.display(), first.display());
     (!is_meant).then(text)
 }
@@ -296,9 +358,11 @@ fn make_env(
     unshared_ranks: bool,
 ) -> Result<JobEnv, PlanError> {
     let first = cwd.first().filter(|first| Some(*first) == host.cwd.as_ref());
+    let home = identity::home_of_request(request, host);
     let circumstances = Circumstances {
         image: &image.path,
         shell: image.shell.as_deref(),
+        home: home.as_deref(),
         binds,
         cwd: first.map(PathBuf::as_path),
         unshared_ranks,
@@ -338,10 +402,12 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn exec_reason(verb: &Verb, image_field: Option<&'static str>) -> Reason {
-    match (image_field, verb) {
+fn exec_reason(request: &Request, image_field: Option<&'static str>) -> Reason {
+    match (image_field, &request.verb) {
         (Some(field), _) => Reason::Image(field),
+        (None, Verb::Shell) if request.shell.is_some() => Reason::Flag("--shell".to_owned()),
         (None, Verb::Shell) => Reason::Default,
+        (None, Verb::Run { .. }) if request.entrypoint.is_some() => Reason::Flag("--entrypoint".to_owned()),
         (None, _) => Reason::Flag("command line".to_owned()),
     }
 }

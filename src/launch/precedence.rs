@@ -1,6 +1,6 @@
 //! Who wins where binds meet: at one destination, and one inside another. Pure.
 
-use super::binds::{Bind, Binds, Party, nearest};
+use super::binds::{Bind, Binds, Party, Shown, parent};
 use super::plan::PlanError;
 use crate::host::{Host, Kind};
 use crate::mount::plan::{Need, Reason};
@@ -17,7 +17,7 @@ pub fn settle(wanted: Vec<Bind>, policy: &Policy, notes: &mut Vec<String>) -> Re
         }
     }
     let forced: Vec<Bind> = settled.iter().filter(|bind| bind.party == Party::Forced).cloned().collect();
-    for bind in settled.iter().filter(|bind| bind.party == Party::User) {
+    for bind in settled.iter().filter(|bind| is_users(bind.party)) {
         if let Some(above) = forced.iter().find(|forced| is_within(&bind.destination, &forced.destination)) {
             return Err(covers(bind, above, policy));
         }
@@ -27,13 +27,17 @@ pub fn settle(wanted: Vec<Bind>, policy: &Policy, notes: &mut Vec<String>) -> Re
     Ok(settled)
 }
 
+fn is_users(party: Party) -> bool {
+    matches!(party, Party::User | Party::Ambient)
+}
+
 /// Of two binds of one destination the one that counts.
 fn stronger(a: Bind, b: Bind, policy: &Policy) -> Result<Bind, PlanError> {
     let (weak, strong) = if a.party <= b.party { (a, b) } else { (b, a) };
-    let same = weak.source == strong.source && weak.access == strong.access;
+    let same = weak.shown == strong.shown && weak.access == strong.access;
     match (weak.party, strong.party) {
         _ if same => Ok(strong),
-        (Party::User, Party::Forced) => Err(covers(&weak, &strong, policy)),
+        (Party::User | Party::Ambient, Party::Forced) => Err(covers(&weak, &strong, policy)),
         (weak_party, strong_party) if weak_party == strong_party && weak_party != Party::Default => {
             Err(PlanError::SameDestination {
                 path: strong.destination,
@@ -61,16 +65,15 @@ fn covers(bind: &Bind, forced: &Bind, policy: &Policy) -> PlanError {
 
 /// A weaker party's bind does not go into a stronger one's: whoever bound the parent decided what is in it.
 fn stays(bind: &Bind, all: &[Bind], notes: &mut Vec<String>) -> bool {
-    if bind.party >= Party::User {
+    if bind.party >= Party::Ambient {
         return true;
     }
-    let parents: Vec<Bind> =
-        all.iter().filter(|other| other.destination != bind.destination).cloned().collect();
-    let Some(above) = nearest(&parents, &bind.destination) else {
+    let Some(above) = parent(all, bind) else {
         return true;
     };
-    let shown = bind.destination.strip_prefix(&above.destination).map(|rest| above.source.join(rest));
-    let is_shown = shown.is_ok_and(|shown| shown == bind.source);
+    let rest = bind.destination.strip_prefix(&above.destination).ok();
+    let shown = rest.and_then(|rest| above.source().map(|source| source.join(rest)));
+    let is_shown = shown.is_some_and(|shown| Some(shown.as_path()) == bind.source());
     if is_shown && above.access == bind.access {
         return false;
     }
@@ -91,20 +94,24 @@ pub fn check_mount_points(binds: &mut Binds, host: &Host) -> Result<(), PlanErro
     let all = binds.binds.clone();
     let mut missing = Vec::new();
     for bind in &all {
-        let parents: Vec<Bind> =
-            all.iter().filter(|other| other.destination != bind.destination).cloned().collect();
-        let Some(above) = nearest(&parents, &bind.destination) else {
+        let Some(above) = parent(&all, bind) else {
             continue;
         };
         let Ok(rest) = bind.destination.strip_prefix(&above.destination) else {
             continue;
         };
-        let on_host = above.source.join(rest);
+        let on_host = match &above.shown {
+            Shown::Host { path, .. } => path.join(rest),
+            // It is made with its mount points.
+            Shown::Memory { .. } => continue,
+            // What is in there is found out by the enactment.
+            Shown::Image(_) | Shown::Processes => continue,
+        };
         // What was not asked about is left to the enactment, which finds out.
         if host.paths.get(&on_host).is_none_or(|fact| fact.kind != Kind::Missing) {
             continue;
         }
-        if bind.need == Need::Required {
+        if bind.need() != Need::Optional {
             return Err(PlanError::MountPoint {
                 path: bind.destination.clone(),
                 on_host,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::plan::LaunchPlan;
 use crate::hint::Hint;
 use crate::mount::graft::Graft;
-use crate::mount::plan::{Need, Op, PlannedOp, Reason};
+use crate::mount::plan::{Op, PlannedOp, Reason};
 use crate::policy::path::is_within;
 
 /// A plan that does not fit the image.
@@ -64,10 +64,11 @@ pub fn resolve<E: std::error::Error + 'static>(
     let mut places: Vec<Place> = Vec::new();
     let mut left_out: Vec<PathBuf> = Vec::new();
     for planned in &mut plan.mount.ops {
-        let Op::Bind { destination, need, .. } = &mut planned.op else {
+        // Without a private directory the image's own is seen, not the host's.
+        let is_optional = planned.op.is_optional() || matches!(planned.op, Op::Tmpfs { .. });
+        let Some(destination) = planned.op.destination_mut() else {
             continue;
         };
-        let is_optional = *need == Need::Optional;
         let asked = destination.clone();
         let graft = grafts.remove(&asked);
         let resolved = match (followed(&places, &asked), graft) {
@@ -160,22 +161,19 @@ fn astray(place: &Place, all: &[Place]) -> Option<String> {
 
 /// Sorts the binds by where they are now, and keeps one for each place.
 fn order(ops: &mut Vec<PlannedOp>) {
-    let is_bind = |planned: &PlannedOp| matches!(planned.op, Op::Bind { .. });
+    let is_bind = |planned: &PlannedOp| place(planned).is_some();
     let (mut binds, others): (Vec<PlannedOp>, Vec<PlannedOp>) =
         std::mem::take(ops).into_iter().partition(is_bind);
     binds.sort_by(|a, b| place(a).cmp(&place(b)).then(strength(&b.reason).cmp(&strength(&a.reason))));
     binds.dedup_by(|later, earlier| place(later) == place(earlier));
     // The root comes before the binds, and whatever ends the plan after them.
     let (before, after): (Vec<PlannedOp>, Vec<PlannedOp>) =
-        others.into_iter().partition(|planned| matches!(planned.op, Op::Root(_)));
+        others.into_iter().partition(|planned| matches!(planned.op, Op::Root(_) | Op::Overlay { .. }));
     ops.extend(before.into_iter().chain(binds).chain(after));
 }
 
 fn place(planned: &PlannedOp) -> Option<&Path> {
-    match &planned.op {
-        Op::Bind { destination, .. } => Some(destination),
-        Op::Root(_) | Op::PivotRoot => None,
-    }
+    planned.op.destination().map(PathBuf::as_path)
 }
 
 fn strength(reason: &Reason) -> u8 {

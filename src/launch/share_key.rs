@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{ImageFacts, ShareKey};
+use super::plan::{Guise, ImageFacts, ShareKey};
 use super::request::Request;
 use crate::host::Host;
 use crate::host::launcher::LauncherKind;
@@ -35,6 +35,7 @@ pub fn share_key(
     host: &Host,
     mount: &MountPlan,
     grafts: &[(PathBuf, Graft)],
+    guise: &Guise,
 ) -> Option<ShareKey> {
     let mut hash = FieldHash::default();
     hash.field(env!("CARGO_PKG_VERSION"));
@@ -42,6 +43,8 @@ pub fn share_key(
     hash.field(format!("{:?} {}", image.file, image.size_bytes));
     hash.field(policy.text_sha256());
     hash.field(scope);
+    // The umask is each process's own.
+    hash.field(format!("{} {:?}", guise.is_root, guise.isolation));
     for (name, inode) in &host.namespaces {
         hash.field(format!("{name} {inode}"));
     }

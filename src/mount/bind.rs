@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::sys::mount::{self, Restriction};
-use crate::sys::path::{PathFd, open_in_root};
+use crate::sys::path::{PathFd, make_directory_in, open_in_root};
 use crate::sys::{Error, is_missing};
 
 /// A mounted directory tree: the host's, or the new root inside it.
@@ -19,6 +19,22 @@ impl Tree {
     /// What is mounted at `mount_point` now, an absolute host path free of links.
     pub(super) fn at(mount_point: &Path) -> Result<Tree, Error> {
         Ok(Tree { top: PathFd::open_directory(mount_point)?, mount_point: mount_point.to_owned() })
+    }
+
+    /// Where it is mounted, a host path.
+    pub(super) fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Opens a directory of the tree, made with those above it as far as they are missing, for the user alone.
+    fn open_or_make(&self, path: &Path) -> Result<PathFd, Error> {
+        match (self.open(path), path.parent(), path.file_name()) {
+            (Err(error), Some(parent), Some(name)) if error.errno == Errno::ENOENT => {
+                make_directory_in(&self.open_or_make(parent)?, Path::new(name), 0o700)?;
+                self.open(path)
+            }
+            (opened, ..) => opened,
+        }
     }
 
     /// Its root directory.
@@ -55,7 +71,15 @@ impl Source {
     /// Opens `path` of the `host`, in the mount namespace of the new root. The path was resolved when it was decided
     /// about: a link in it now was put there after the decision, and is refused.
     pub(super) fn open(host: &Tree, path: &Path) -> Result<Source, Error> {
-        let place = host.open(path)?;
+        Source::of(host.open(path)?)
+    }
+
+    /// The same for a directory that is made if it is missing.
+    pub(super) fn open_or_make(host: &Tree, path: &Path) -> Result<Source, Error> {
+        Source::of(host.open_or_make(path)?)
+    }
+
+    fn of(place: PathFd) -> Result<Source, Error> {
         match mount::clone_tree(&place) {
             Ok(tree) => Ok(Source::Detached(tree)),
             Err(error) if is_missing(error.errno) => Ok(Source::InPlace(place)),

@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 
 use crate::hint::Hint;
 use crate::mount::bind::{Source, Tree};
+use crate::mount::overlay::Layers;
 use crate::mount::plan::{Access, MountPlan, Need, Op, PlannedOp, RootSource};
 use crate::mount::root::NewRoot;
 use crate::mount::server::{Launching, Waiting};
+use crate::mount::{memory, verify};
 use crate::sys::mount::Restriction;
 use crate::sys::{self, mount, namespace};
 
@@ -90,6 +92,22 @@ pub enum MountError {
         /// The op.
         planned: Box<PlannedOp>,
     },
+    /// The kernel says that a mount lacks a restriction that it was given.
+    #[error("{} is mounted without {missing}", .path.display())]
+    Unprotected {
+        /// Where.
+        path: PathBuf,
+        /// What it lacks: `ro, nosuid`.
+        missing: String,
+    },
+    /// The kernel does not say what a mount forbids.
+    #[error("cannot check the mount of {}", .path.display())]
+    Verify {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's refusal.
+        source: sys::Error,
+    },
     /// The plan's order is impossible, or it wants an image server that was not started.
     #[error("the plan has no root for `{}` ({})", .planned.op, .planned.reason)]
     NoRoot {
@@ -100,13 +118,13 @@ pub enum MountError {
 
 /// Leaves the host's mounts for those of `plan`: afterwards the caller is in a mount namespace of its own, with the
 /// plan's root as root and working directory. Gives the image server's launch, if it has one, to be dropped when the
-/// job is about to start.
+/// job is about to start. What the root is to forbid has then been read back from the kernel.
 ///
-/// Call it with one thread, in a user namespace in which the caller has all capabilities. `served` is needed if the
-/// root is an image. `observer` hears of each op before it is done.
+/// Call it with one thread, in a user namespace in which the caller has all capabilities. `served` has a server for
+/// each image, in the order of the plan. `observer` hears of each op before it is done.
 pub fn enact(
     plan: &MountPlan,
-    served: Option<Served>,
+    served: Vec<Served>,
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Launching>, MountError> {
     let namespace = |source| MountError::Namespace { source };
@@ -119,7 +137,15 @@ pub fn enact(
     for planned in &plan.ops {
         sources.push(open_source(&host, planned, observer)?);
     }
-    let mut enactment = Enactment { host, served, root: None, launching: None };
+    let layers = open_layers(&host, plan)?;
+    let mut enactment = Enactment {
+        host,
+        served: served.into_iter(),
+        layers,
+        image: PathBuf::new(),
+        root: None,
+        launching: None,
+    };
     for (planned, source) in plan.ops.iter().zip(sources) {
         if source.is_none() && matches!(planned.op, Op::Bind { .. }) {
             continue;
@@ -127,17 +153,27 @@ pub fn enact(
         observer(Event::Op(planned));
         match enactment.enact(planned, source) {
             // Links of the image led this mount point below another bind, where the host has no such place.
-            Err(MountError::Destination { source: cause, .. }) if is_optional(&planned.op) => {
+            Err(MountError::Destination { source: cause, .. }) if planned.op.is_optional() => {
                 observer(Event::LeftOut { op: planned, cause: &cause });
             }
             outcome => outcome?,
         }
     }
+    if plan.ops.last().is_some_and(|last| last.op == Op::PivotRoot) {
+        verify::mounts(plan)?;
+    }
     Ok(enactment.launching)
 }
 
-fn is_optional(op: &Op) -> bool {
-    matches!(op, Op::Bind { need: Need::Optional, .. })
+/// Opens what an overlay is made of.
+fn open_layers(host: &Tree, plan: &MountPlan) -> Result<Option<Layers>, MountError> {
+    let overlay = plan.ops.iter().find_map(|planned| match &planned.op {
+        Op::Overlay { layers, upper } => Some((planned, layers, upper)),
+        _ => None,
+    });
+    let Some((planned, layers, upper)) = overlay else { return Ok(None) };
+    let failed = |source| MountError::Source { planned: Box::new(planned.clone()), source };
+    Layers::open(host, layers, upper).map(Some).map_err(failed)
 }
 
 /// Opens the source of an op that has one; none for an optional one that cannot be had.
@@ -149,15 +185,19 @@ fn open_source(
     let (path, need) = match &planned.op {
         Op::Bind { source, need, .. } => (source, *need),
         Op::Root(RootSource::Premounted(tree)) => (tree, Need::Required),
-        Op::Root(RootSource::Image(_)) | Op::PivotRoot => return Ok(None),
+        _ => return Ok(None),
     };
-    match (Source::open(host, path), need) {
+    let opened = match need {
+        Need::Made => Source::open_or_make(host, path),
+        Need::Required | Need::Optional => Source::open(host, path),
+    };
+    match (opened, need) {
         (Ok(source), _) => Ok(Some(source)),
         (Err(cause), Need::Optional) => {
             observer(Event::LeftOut { op: planned, cause: &cause });
             Ok(None)
         }
-        (Err(source), Need::Required) => {
+        (Err(source), Need::Required | Need::Made) => {
             Err(MountError::Source { planned: Box::new(planned.clone()), source })
         }
     }
@@ -166,7 +206,10 @@ fn open_source(
 /// How far the plan has come.
 struct Enactment {
     host: Tree,
-    served: Option<Served>,
+    served: std::vec::IntoIter<Served>,
+    layers: Option<Layers>,
+    /// The image file of the root, which the mount table names.
+    image: PathBuf,
     root: Option<NewRoot>,
     launching: Option<Launching>,
 }
@@ -177,17 +220,31 @@ impl Enactment {
         let failed = |source| MountError::Op { planned: boxed(), source };
         match (&planned.op, source, self.root.as_ref()) {
             (Op::Root(RootSource::Image(image)), ..) => {
-                let Some(served) = self.served.take() else {
+                let Some(served) = self.served.next() else {
                     return Err(MountError::NoRoot { planned: boxed() });
                 };
                 let (root, launching) = NewRoot::serve(&self.host, image, served).map_err(failed)?;
                 (self.root, self.launching) = (Some(root), Some(launching));
+                self.image.clone_from(image);
             }
             (Op::Root(RootSource::Premounted(_)), Some(source), _) => {
                 self.root = Some(NewRoot::bind(&self.host, source).map_err(failed)?);
             }
-            (Op::Bind { destination, .. }, ..) if is_root(destination) => {
+            (op, ..) if op.destination().is_some_and(|destination| is_root(destination)) => {
                 return Err(MountError::OntoRoot { planned: boxed() });
+            }
+            (Op::Overlay { .. }, ..) => {
+                let (Some(root), Some(layers)) = (self.root.take(), self.layers.take()) else {
+                    return Err(MountError::NoRoot { planned: boxed() });
+                };
+                self.root = Some(root.overlaid(&self.image, layers).map_err(failed)?);
+            }
+            (Op::Tmpfs { .. } | Op::Processes { .. } | Op::DataImage { .. }, _, Some(root)) => {
+                let served = match &planned.op {
+                    Op::DataImage { .. } => self.served.next(),
+                    _ => None,
+                };
+                mount_new(planned, root, served)?;
             }
             (Op::Bind { destination, access, .. }, Some(source), Some(root)) => {
                 let place = root
@@ -210,6 +267,26 @@ impl Enactment {
     }
 }
 
+/// Mounts what is no part of the host's tree.
+fn mount_new(planned: &PlannedOp, root: &NewRoot, served: Option<Served>) -> Result<(), MountError> {
+    let boxed = || Box::new(planned.clone());
+    let place =
+        |path: &Path| root.open(path).map_err(|source| MountError::Destination { planned: boxed(), source });
+    let done = match (&planned.op, served) {
+        (Op::Tmpfs { destination, mode, size_bytes, entries }, _) => {
+            mount::tmpfs(&place(destination)?, *mode, *size_bytes)
+                .and_then(|()| root.open(destination))
+                .and_then(|top| memory::fill(&top, entries))
+        }
+        (Op::Processes { destination }, _) => mount::processes(&place(destination)?),
+        (Op::DataImage { source, destination }, Some(served)) => {
+            NewRoot::serve_data(source, &place(destination)?, served)
+        }
+        _ => return Err(MountError::NoRoot { planned: boxed() }),
+    };
+    done.map_err(|source| MountError::Op { planned: boxed(), source })
+}
+
 /// Whether `path` names no component at all.
 fn is_root(path: &Path) -> bool {
     !path.components().any(|component| matches!(component, Component::Normal(_)))
@@ -222,7 +299,10 @@ impl Hint for MountError {
             MountError::Source { planned, source } => source_hints(&planned.op, source.errno),
             MountError::Destination { planned, source } => destination_hints(&planned.op, source.errno),
             MountError::Op { planned, source } => op_hints(&planned.op, source.errno),
-            MountError::OntoRoot { .. } | MountError::NoRoot { .. } => Vec::new(),
+            MountError::OntoRoot { .. }
+            | MountError::NoRoot { .. }
+            | MountError::Unprotected { .. }
+            | MountError::Verify { .. } => Vec::new(),
         }
     }
 }
@@ -264,7 +344,7 @@ fn source_hints(op: &Op, errno: Errno) -> Vec<String> {
 }
 
 fn destination_hints(op: &Op, errno: Errno) -> Vec<String> {
-    let Op::Bind { destination, .. } = op else { return Vec::new() };
+    let Some(destination) = op.destination() else { return Vec::new() };
     let path = destination.display();
     let hint = match errno {
         Errno::ENOENT | Errno::ENOTDIR => format!("the new root has no {path} to bind onto"),
@@ -294,6 +374,14 @@ fn op_hints(op: &Op, errno: Errno) -> Vec<String> {
         // The server is forked meanwhile.
         (Op::Root(RootSource::Image(_)), Errno::EAGAIN) => {
             "the limit of processes is too low; see 'ulimit -u'".to_owned()
+        }
+        (Op::Overlay { .. }, Errno::EINVAL | Errno::EPERM | Errno::ENODEV | Errno::EOPNOTSUPP) => {
+            "a root that can be written to needs Linux 5.11 with overlayfs; the directory of --overlay must lie on a \
+             file system of this node (ext4, xfs, tmpfs), not on NFS or Lustre: try --writable-tmpfs"
+                .to_owned()
+        }
+        (Op::Processes { .. }, Errno::EPERM) => {
+            "a part of this node's /proc is covered, as inside another container: leave --pid out".to_owned()
         }
         (_, Errno::EACCES | Errno::EPERM) => return namespace_hints(errno),
         (_, Errno::ENOSPC) => "the limit fs.mount-max of this node is reached".to_owned(),

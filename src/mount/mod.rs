@@ -3,9 +3,12 @@
 mod bind;
 pub mod enact;
 pub mod graft;
+mod memory;
+mod overlay;
 pub mod plan;
 mod root;
 pub mod server;
+mod verify;
 pub mod voucher;
 
 /// What an image server serves.

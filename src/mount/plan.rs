@@ -28,6 +28,33 @@ pub enum Need {
     Required,
     /// Leave it out.
     Optional,
+    /// Make the directory, and those above it, as far as they are missing.
+    Made,
+}
+
+/// What a file system in memory begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// An empty directory.
+    Directory,
+    /// An empty file.
+    File,
+    /// A symbolic link to this.
+    Link(PathBuf),
+}
+
+/// Where an overlay keeps what is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upper {
+    /// Nowhere: the root stays read-only.
+    None,
+    /// In memory, until the last process of the job ends.
+    Memory {
+        /// Most bytes; none means the kernel's limit, half of the memory.
+        size_bytes: Option<u64>,
+    },
+    /// In a host directory.
+    Directory(PathBuf),
 }
 
 /// Why an op is in the plan.
@@ -67,8 +94,67 @@ pub enum Op {
         /// What if the source has gone.
         need: Need,
     },
+    /// Mount an empty file system in memory.
+    Tmpfs {
+        /// As of a bind.
+        destination: PathBuf,
+        /// Permission bits of its root.
+        mode: u32,
+        /// Most bytes; none means the kernel's limit, half of the memory.
+        size_bytes: Option<u64>,
+        /// What is in it at first: paths relative to it, parents before what lies in them.
+        entries: Vec<(PathBuf, Entry)>,
+    },
+    /// Serve another image file, read-only.
+    DataImage {
+        /// Absolute host path of the image file, resolved.
+        source: PathBuf,
+        /// As of a bind.
+        destination: PathBuf,
+    },
+    /// Mount a `/proc` that shows the processes of the job's own namespace.
+    Processes {
+        /// As of a bind.
+        destination: PathBuf,
+    },
+    /// Lay directories over the root, so that it can be written to.
+    Overlay {
+        /// Host directories, resolved, whose `upper` is laid over the root; the last is on top.
+        layers: Vec<PathBuf>,
+        /// Where writes go.
+        upper: Upper,
+    },
     /// Make the new root `/` and drop the old one.
     PivotRoot,
+}
+
+impl Op {
+    /// Where in the new root something is mounted.
+    pub fn destination(&self) -> Option<&PathBuf> {
+        match self {
+            Op::Bind { destination, .. }
+            | Op::Tmpfs { destination, .. }
+            | Op::DataImage { destination, .. }
+            | Op::Processes { destination } => Some(destination),
+            Op::Root(_) | Op::Overlay { .. } | Op::PivotRoot => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn destination_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Op::Bind { destination, .. }
+            | Op::Tmpfs { destination, .. }
+            | Op::DataImage { destination, .. }
+            | Op::Processes { destination } => Some(destination),
+            Op::Root(_) | Op::Overlay { .. } | Op::PivotRoot => None,
+        }
+    }
+
+    /// Whether the launch goes on without it where it cannot be done.
+    pub fn is_optional(&self) -> bool {
+        matches!(self, Op::Bind { need: Need::Optional, .. })
+    }
 }
 
 /// An op with its reason.
@@ -117,7 +203,31 @@ impl fmt::Display for Op {
                     Access::ReadWrite => "rw",
                 };
                 write!(f, "bind {} -> {} {access}", source.display(), destination.display())?;
-                if *need == Need::Optional { f.write_str(" optional") } else { Ok(()) }
+                match need {
+                    Need::Required => Ok(()),
+                    Need::Optional => f.write_str(" optional"),
+                    Need::Made => f.write_str(" made if missing"),
+                }
+            }
+            Op::Tmpfs { destination, mode, size_bytes, .. } => {
+                write!(f, "tmpfs -> {} mode {mode:04o}", destination.display())?;
+                size_bytes.map_or(Ok(()), |size| write!(f, " size {size}"))
+            }
+            Op::DataImage { source, destination } => {
+                write!(f, "squashfs {} -> {}", source.display(), destination.display())
+            }
+            Op::Processes { destination } => write!(f, "proc -> {}", destination.display()),
+            Op::Overlay { layers, upper } => {
+                f.write_str("overlay ")?;
+                for layer in layers {
+                    write!(f, "{} ro, ", layer.display())?;
+                }
+                match upper {
+                    Upper::None => f.write_str("no writes -> /"),
+                    Upper::Memory { size_bytes: None } => f.write_str("memory rw -> /"),
+                    Upper::Memory { size_bytes: Some(size) } => write!(f, "memory rw size {size} -> /"),
+                    Upper::Directory(path) => write!(f, "{} rw -> /", path.display()),
+                }
             }
             Op::PivotRoot => f.write_str("pivot_root"),
         }

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use crate::mount::bind::{Source, Tree};
 use crate::mount::enact::Served;
+use crate::mount::overlay::Layers;
 use crate::mount::server;
 use crate::sys::Error;
 use crate::sys::mount::{self, Binding, Restriction};
@@ -41,6 +42,20 @@ impl NewRoot {
         let place = mount_point(host)?;
         source.attach(host, &place, Some(Restriction::ReadOnlyNoDevicesNoSetuid))?;
         Tree::at(place.path()).map(NewRoot)
+    }
+
+    /// Serves another image file at `place`. The launch of its server is over at once: the root's goes on.
+    pub(super) fn serve_data(image: &Path, place: &PathFd, served: Served) -> Result<(), Error> {
+        let Served { fuse, server: waiting, uid, gid } = served;
+        let data = server::mount_data(fuse.as_fd(), uid, gid);
+        mount::fuse(image, Path::new(&place.proc_path()), &data)?;
+        // Dropped before the root's, which was made earlier and knows the CPUs that were the caller's.
+        waiting.mounted().map(drop)
+    }
+
+    /// Lays an overlay over it; `name` is what the mount table shows.
+    pub(super) fn overlaid(self, name: &Path, layers: Layers) -> Result<NewRoot, Error> {
+        layers.lay(name, &self.0).map(NewRoot)
     }
 
     /// Opens an absolute path in the new root; a link in it is refused.

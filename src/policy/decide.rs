@@ -225,6 +225,50 @@ impl Policy {
         (bind, read_only, at.map(|(at, key)| self.rule(at, key)))
     }
 
+    /// Whether `--overlay` may be used.
+    pub fn overlay(&self) -> Result<(), Refusal> {
+        let allowed = self.rules.launch.allow_overlay.as_ref();
+        self.option("--overlay", allowed, "[launch] allow_overlay")
+    }
+
+    /// Whether `--writable-tmpfs` may be used.
+    pub fn writable_tmpfs(&self) -> Result<(), Refusal> {
+        let allowed = self.rules.launch.allow_writable_tmpfs.as_ref();
+        self.option("--writable-tmpfs", allowed, "[launch] allow_writable_tmpfs")
+    }
+
+    /// Whether `--fakeroot` may be used.
+    pub fn fakeroot(&self) -> Result<(), Refusal> {
+        let allowed = self.rules.launch.allow_fakeroot.as_ref();
+        self.option("--fakeroot", allowed, "[launch] allow_fakeroot")
+    }
+
+    fn option(&self, what: &str, allowed: Option<&Located<bool>>, key: &'static str) -> Result<(), Refusal> {
+        match self.switch(allowed, true, key) {
+            (false, Some(rule)) => {
+                let allowed = "leave the option out".to_owned();
+                Err(Refusal { what: what.to_owned(), rule, allowed })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that a private file system in memory gets: as many as `asked`, or as many as the site allows; none for
+    /// the kernel's limit. Asking for more than the site allows is refused.
+    pub fn tmpfs_size(&self, asked: Option<u64>) -> Result<Option<u64>, Refusal> {
+        let Some(most) = &self.rules.launch.max_tmpfs_bytes else {
+            return Ok(asked);
+        };
+        match asked.filter(|asked| *asked > most.value) {
+            None => Ok(asked.or(Some(most.value))),
+            Some(asked) => Err(Refusal {
+                what: format!("a file system in memory of {asked} bytes"),
+                rule: self.rule(most.at, "[launch] max_tmpfs"),
+                allowed: format!("at most {} bytes", most.value),
+            }),
+        }
+    }
+
     /// Whether layers may be kept in the user's cache, and the rule if there is one.
     pub fn allow_layer_cache(&self) -> (bool, Option<Rule>) {
         self.switch(self.rules.convert.allow_layer_cache.as_ref(), true, "[convert] allow_layer_cache")

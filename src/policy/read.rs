@@ -283,6 +283,10 @@ fn read_launch(mut section: Section<'_, '_>) -> LaunchRules {
     let rules = LaunchRules {
         share: section.choice("share", &SHARE_WORDS),
         server_threads: section.number("server_threads", 1..=16),
+        allow_overlay: section.boolean("allow_overlay"),
+        allow_writable_tmpfs: section.boolean("allow_writable_tmpfs"),
+        allow_fakeroot: section.boolean("allow_fakeroot"),
+        max_tmpfs_bytes: section.size_bytes("max_tmpfs"),
     };
     section.finish();
     rules

@@ -176,6 +176,14 @@ pub struct LaunchRules {
     pub share: Option<Located<Share>>,
     /// Serving threads of the image server; none means hpcrun's choice.
     pub server_threads: Option<Located<u64>>,
+    /// Whether `--overlay` is allowed; none means yes.
+    pub allow_overlay: Option<Located<bool>>,
+    /// Whether `--writable-tmpfs` is allowed; none means yes.
+    pub allow_writable_tmpfs: Option<Located<bool>>,
+    /// Whether `--fakeroot` is allowed; none means yes.
+    pub allow_fakeroot: Option<Located<bool>>,
+    /// Bytes that each private file system in memory may hold; none means the kernel's limit, half of the memory.
+    pub max_tmpfs_bytes: Option<Located<u64>>,
 }
 
 /// Which processes of a user on a node share one set of namespaces.

@@ -1,7 +1,10 @@
 //! Files that appear complete or not at all: wrappers for `open(O_TMPFILE)`, `linkat(2)`, `renameat(2)`, `fsync(2)`.
 //!
 //! All names are relative to a directory held open, so that nobody can exchange it under a long conversion.
-#![expect(unsafe_code, reason = "statx has no safe wrapper, dup3 none that leaves the descriptor to its owner")]
+#![expect(
+    unsafe_code,
+    reason = "statx has no safe wrapper, dup3 none that leaves the descriptor to its owner"
+)]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

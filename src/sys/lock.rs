@@ -32,6 +32,14 @@ impl Locked {
         Flock::lock(file, FlockArg::LockExclusiveNonblock).ok().map(Locked)
     }
 
+    /// Keeps the lock for as long as this process, or one forked from it that keeps the descriptor, has it open. Gives
+    /// the descriptor, which closes on exec.
+    pub fn keep(self) -> std::os::fd::RawFd {
+        use std::os::fd::AsRawFd as _;
+        let kept = std::mem::ManuallyDrop::new(self);
+        kept.0.as_raw_fd()
+    }
+
     /// The file.
     pub fn file(&self) -> &File {
         &self.0

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statvfs::FsFlags;
 
-use super::Error;
 use super::path::PathFd;
+use super::{Error, is_missing};
 
 /// What a mount forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,95 @@ pub fn fuse(source: &Path, mount_point: &Path, data: &str) -> Result<(), Error> 
             format!("mount({source:?}, {mount_point:?}, \"fuse.hpcrun\", NOSUID|NODEV|RDONLY, {data:?})");
         Error::new(call, errno)
     })
+}
+
+/// Mounts an empty file system in memory on `destination`, of at most `size_bytes` or half of the memory.
+pub fn tmpfs(destination: &PathFd, mode: u32, size_bytes: Option<u64>) -> Result<(), Error> {
+    let size = size_bytes.map(|size| format!(",size={size}")).unwrap_or_default();
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    new("tmpfs", destination, "tmpfs", flags, &format!("mode={mode:o}{size}"))
+}
+
+/// Mounts the processes of the caller's process namespace on `destination`.
+pub fn processes(destination: &PathFd) -> Result<(), Error> {
+    new("proc", destination, "proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")
+}
+
+/// Mounts an overlay on `destination`. `source` is what `/proc/self/mounts` shows, `data` the mount options.
+pub fn overlay(source: &Path, destination: &PathFd, is_writable: bool, data: &str) -> Result<(), Error> {
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_RDONLY, !is_writable);
+    nix::mount::mount(Some(source), destination.proc_path().as_str(), Some("overlay"), flags, Some(data))
+        .map_err(|errno| {
+            Error::new(format!("mount({source:?}, {:?}, \"overlay\", {data:?})", destination.path()), errno)
+        })
+}
+
+fn new(source: &str, destination: &PathFd, kind: &str, flags: MsFlags, data: &str) -> Result<(), Error> {
+    nix::mount::mount(Some(source), destination.proc_path().as_str(), Some(kind), flags, Some(data))
+        .map_err(|errno| Error::new(format!("mount({:?}, {kind:?}, {data:?})", destination.path()), errno))
+}
+
+/// What the mount at `path` forbids, as [`libc::MOUNT_ATTR_RDONLY`] and the like.
+///
+/// `statmount(2)`, Linux 6.8, knows without asking the file system; `statvfs(3)` asks.
+pub fn attributes(path: &Path) -> Result<u64, Error> {
+    match statmount(path) {
+        Err(error) if is_missing(error.errno) || error.errno == Errno::EINVAL => {}
+        done => return done,
+    }
+    let flags = nix::sys::statvfs::statvfs(path)
+        .map_err(|errno| Error::new(format!("statvfs({path:?})"), errno))?
+        .flags();
+    let pairs = [
+        (FsFlags::ST_RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (FsFlags::ST_NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (FsFlags::ST_NODEV, libc::MOUNT_ATTR_NODEV),
+    ];
+    Ok(pairs
+        .into_iter()
+        .filter(|(flag, _)| flags.contains(*flag))
+        .fold(0, |all, (_, attribute)| all | attribute))
+}
+
+fn statmount(path: &Path) -> Result<u64, Error> {
+    // linux/mount.h; the number is the same on every architecture.
+    const SYS_STATMOUNT: libc::c_long = 457;
+    const BASIC: u64 = 2;
+    const WORDS: usize = 128;
+    const MASK_WORD: usize = 1;
+    const ATTRIBUTES_WORD: usize = 8;
+    const REQUEST_BYTES: u64 = 24;
+    let refused = |call: &str| Error::last(format!("{call}({path:?})"));
+    let name = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
+        .map_err(|_| Error::new(format!("statx({path:?})"), Errno::EINVAL))?;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: the kernel reads a terminated string and fills the structure, in which all zeroes is valid.
+    let found = unsafe {
+        if libc::statx(libc::AT_FDCWD, name.as_ptr(), flags, libc::STATX_MNT_ID_UNIQUE, found.as_mut_ptr())
+            != 0
+        {
+            return Err(refused("statx"));
+        }
+        found.assume_init()
+    };
+    if found.stx_mask & libc::STATX_MNT_ID_UNIQUE == 0 {
+        return Err(Error::new(format!("statx({path:?}, MNT_ID_UNIQUE)"), Errno::ENOSYS));
+    }
+    let request: [u64; 3] = [REQUEST_BYTES, found.stx_mnt_id, BASIC];
+    let mut answer = [0u64; WORDS];
+    // SAFETY: the kernel reads a request of the size that it names and writes at most so many bytes.
+    let rc = unsafe {
+        libc::syscall(SYS_STATMOUNT, request.as_ptr(), answer.as_mut_ptr(), size_of_val(&answer), 0)
+    };
+    if rc != 0 {
+        return Err(refused("statmount"));
+    }
+    match (answer.get(MASK_WORD), answer.get(ATTRIBUTES_WORD)) {
+        (Some(mask), Some(attributes)) if mask & BASIC != 0 => Ok(*attributes),
+        _ => Err(Error::new(format!("statmount({path:?}, MNT_BASIC)"), Errno::ENOSYS)),
+    }
 }
 
 /// Wrapper for `open_tree(2)`, Linux 5.2: a detached copy of what is mounted at and below `source`.
@@ -250,6 +340,20 @@ mod tests {
         check_mount_point(r"1 2 0:1 / /a\999 rw - x y z", None);
         check_mount_point("1 2 0:1 /", None);
         check_mount_point("", None);
+    }
+
+    #[test]
+    fn both_ways_tell_the_same_of_a_mount() {
+        for path in ["/", "/proc", "/sys", "/dev"] {
+            let flags = nix::sys::statvfs::statvfs(path).unwrap().flags();
+            let attributes = attributes(Path::new(path)).unwrap();
+            for (flag, attribute) in
+                [(FsFlags::ST_NOSUID, libc::MOUNT_ATTR_NOSUID), (FsFlags::ST_NODEV, libc::MOUNT_ATTR_NODEV)]
+            {
+                assert_eq!(flags.contains(flag), attributes & attribute != 0, "{path}");
+            }
+        }
+        assert_eq!(attributes(Path::new("/none")).unwrap_err().errno, Errno::ENOENT);
     }
 
     #[test]

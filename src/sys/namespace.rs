@@ -32,16 +32,31 @@ pub fn unshare_mount() -> Result<(), Error> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| Error::new("unshare(NEWNS)", errno))
 }
 
+/// A new namespace of System V IPC and message queues.
+pub fn unshare_ipc() -> Result<(), Error> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWIPC).map_err(|errno| Error::new("unshare(NEWIPC)", errno))
+}
+
+/// A new process namespace for the children of the caller, of which the first is its process 1.
+pub fn unshare_processes() -> Result<(), Error> {
+    nix::sched::unshare(CloneFlags::CLONE_NEWPID).map_err(|errno| Error::new("unshare(NEWPID)", errno))
+}
+
 /// Maps `uid` and `gid`, the caller's own, to themselves and nothing else, and gives up `setgroups(2)`.
 ///
 /// `process` is `/proc/self`. Its files must be the kernel's own: what is written here decides about ids, and other
 /// runtimes were led to fake files (CVE-2019-16884, CVE-2025-52881).
 pub fn map_ids(process: &PathFd, uid: u32, gid: u32) -> Result<(), Error> {
+    map_ids_as(process, (uid, gid), (uid, gid))
+}
+
+/// The same for a user and group that have other numbers `inside`.
+pub fn map_ids_as(process: &PathFd, inside: (u32, u32), (uid, gid): (u32, u32)) -> Result<(), Error> {
     // Without this an unprivileged process may not write gid_map: by dropping a group it could gain access where the
     // group is denied it (CVE-2014-8989).
     write_proc(process, "setgroups", "deny")?;
-    write_proc(process, "uid_map", &format!("{uid} {uid} 1\n"))?;
-    write_proc(process, "gid_map", &format!("{gid} {gid} 1\n"))
+    write_proc(process, "uid_map", &format!("{} {uid} 1\n", inside.0))?;
+    write_proc(process, "gid_map", &format!("{} {gid} 1\n", inside.1))
 }
 
 /// Writes a file of `/proc/self` in one `write(2)`, as id maps must be.

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fstatat};
 
 use super::{Error, is_missing};
 
@@ -164,6 +164,34 @@ pub fn identity(path: &Path) -> Option<Identity> {
 /// Whether `path` leads to a file that the caller may execute.
 pub fn is_executable(path: &Path) -> bool {
     path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK) == Ok(())
+}
+
+/// Makes a directory with `mode`, whatever the umask, at a path below `directory`. One that exists is left as it is.
+pub fn make_directory_in(directory: &PathFd, path: &Path, mode: u32) -> Result<(), Error> {
+    let refused =
+        |call, errno| Error::new(format!("{call}({:?}, {path:?}, {mode:#o})", directory.path()), errno);
+    let mode = Mode::from_bits_truncate(mode);
+    match nix::sys::stat::mkdirat(directory, path, mode) {
+        Ok(()) => nix::sys::stat::fchmodat(directory, path, mode, FchmodatFlags::FollowSymlink)
+            .map_err(|errno| refused("fchmodat", errno)),
+        Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(refused("mkdirat", errno)),
+    }
+}
+
+/// Makes an empty file at a path below `directory`.
+pub fn make_file_in(directory: &PathFd, path: &Path) -> Result<(), Error> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(directory, path, flags, Mode::from_bits_truncate(0o644))
+        .map(drop)
+        .map_err(|errno| Error::new(format!("openat({:?}, {path:?}, CREAT|EXCL)", directory.path()), errno))
+}
+
+/// Makes a symbolic link to `target` at a path below `directory`.
+pub fn make_link_in(directory: &PathFd, path: &Path, target: &Path) -> Result<(), Error> {
+    nix::unistd::symlinkat(target, directory, path).map_err(|errno| {
+        Error::new(format!("symlinkat({target:?}, {:?}, {path:?})", directory.path()), errno)
+    })
 }
 
 /// Makes a directory with `mode`, less the umask. One that exists is left as it is.

@@ -132,6 +132,45 @@ pub fn as_child(body: impl FnOnce() -> u8) -> Result<Ended, Error> {
     }
 }
 
+/// Wrapper for `umask(2)`: bits that files made from now on do not get.
+pub fn set_umask(umask: u32) {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
+}
+
+/// Has the kernel kill this process when its parent dies.
+pub fn die_with_parent() -> Result<(), Error> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0 {
+        Ok(())
+    } else {
+        Err(Error::last("prctl(SET_PDEATHSIG, KILL)"))
+    }
+}
+
+/// A child that has ended, if one has: its process id and how.
+pub fn ended_child() -> Option<(i32, Ended)> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    match pid {
+        ..=0 => None,
+        pid if libc::WIFSIGNALED(status) => Some((pid, Ended::Killed(libc::WTERMSIG(status)))),
+        pid => Some((pid, Ended::Exited(libc::WEXITSTATUS(status)))),
+    }
+}
+
+/// Ends as a child did: with its status, or by the signal that killed it, without a second core file.
+pub fn end_as(ended: Ended) -> ! {
+    match ended {
+        Ended::Exited(status) => exit_now(status),
+        Ended::Killed(number) => {
+            let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+            super::signal::die_of(number);
+            exit_now(128_i32.saturating_add(number))
+        }
+    }
+}
+
 /// Wrapper for `setsid(2)`: away from the terminal and from signals to the caller's process group.
 pub fn new_session() -> Result<(), Error> {
     nix::unistd::setsid().map(drop).map_err(|errno| Error::new("setsid()", errno))

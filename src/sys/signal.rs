@@ -33,6 +33,105 @@ pub fn ignore_interrupts() -> Result<(), Error> {
     set_handler(libc::SIGQUIT, libc::SIG_IGN)
 }
 
+/// A signal taken by [`Taken::wait`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Which.
+    pub number: i32,
+    /// Whether a process sent it; the terminal's go to the whole process group anyway.
+    pub is_sent: bool,
+    /// What [`pass_on`] sent with it; 0 for others.
+    pub value: usize,
+}
+
+/// All signals of this process, held back to be waited for, and how they were handled before.
+#[derive(Debug, Clone, Copy)]
+pub struct Taken {
+    mask: libc::sigset_t,
+    child: libc::sighandler_t,
+}
+
+impl Taken {
+    /// Holds all signals back, and has ended children kept for `waitpid(2)`.
+    pub fn all() -> Result<Taken, Error> {
+        let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        let mut every = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the first call fills the set that the second reads; that fills the other. The disposition is no
+        // handler of ours.
+        unsafe {
+            libc::sigfillset(every.as_mut_ptr());
+            if libc::sigprocmask(libc::SIG_SETMASK, every.as_ptr(), mask.as_mut_ptr()) != 0 {
+                return Err(Error::last("sigprocmask(SETMASK)"));
+            }
+            let child = libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+            Ok(Taken { mask: mask.assume_init(), child })
+        }
+    }
+
+    /// Handles them as before; for the child that goes its own way.
+    pub fn give_back(self) {
+        // SAFETY: both are what the process had before.
+        unsafe {
+            if self.child == libc::SIG_IGN {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            }
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, std::ptr::null_mut());
+        }
+    }
+
+    /// Waits for the next signal.
+    pub fn wait(&self) -> Received {
+        let mut every = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        let mut about = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        loop {
+            // SAFETY: the first call fills the set; the second reads it and fills the structure, of which all zeroes
+            // is valid too. The value is read only where the kernel has set it.
+            unsafe {
+                libc::sigfillset(every.as_mut_ptr());
+                let number = libc::sigwaitinfo(every.as_ptr(), about.as_mut_ptr());
+                if number > 0 {
+                    let about = about.assume_init();
+                    let is_queued = about.si_code == libc::SI_QUEUE;
+                    let value = if is_queued { about.si_value().sival_ptr as usize } else { 0 };
+                    return Received { number, is_sent: about.si_code <= 0, value };
+                }
+            }
+        }
+    }
+}
+
+/// Sends signal `number` to process `pid`. A process that has gone is no error.
+pub fn send(pid: i32, number: i32) {
+    // SAFETY: the call takes numbers only.
+    unsafe { libc::kill(pid, number) };
+}
+
+/// The same with a value, by which the receiver knows that it comes from us.
+pub fn pass_on(pid: i32, number: i32, value: usize) {
+    let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(value) };
+    // SAFETY: the value is never used as an address.
+    unsafe { libc::sigqueue(pid, number, value) };
+}
+
+/// Stops this process as the terminal would.
+pub fn stop() {
+    // SAFETY: the call takes a number only.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+/// Has signal `number` kill this process; returns if it does not kill.
+pub fn die_of(number: i32) {
+    let mut only = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the set is filled before it is read; the disposition is the kernel's own.
+    unsafe {
+        libc::signal(number, libc::SIG_DFL);
+        libc::sigemptyset(only.as_mut_ptr());
+        libc::sigaddset(only.as_mut_ptr(), number);
+        libc::sigprocmask(libc::SIG_UNBLOCK, only.as_ptr(), std::ptr::null_mut());
+        libc::raise(number);
+    }
+}
+
 /// Ignores `SIGXFSZ`: a write beyond the limit of file sizes then fails with `EFBIG`, which can be reported.
 pub fn ignore_file_size_signal() -> Result<(), Error> {
     set_handler(libc::SIGXFSZ, libc::SIG_IGN)

@@ -118,9 +118,9 @@ impl Spec {
     }
 
     /// The image of the root, if it is one.
-    fn image(&self) -> Option<Filesystem> {
+    fn images(&self) -> Vec<Filesystem> {
         let open = || Filesystem::open(File::open(&self.root).unwrap(), 0, ReaderOptions::default());
-        self.is_image().then(|| open().unwrap())
+        self.is_image().then(|| open().unwrap()).into_iter().collect()
     }
 
     fn plan(&self) -> LaunchPlan {
@@ -152,6 +152,7 @@ impl Spec {
             share: self.share.clone().map(|(directory, name)| ShareKey { directory, name }),
             server_threads: 1,
             startup: Startup::Nothing,
+            guise: Default::default(),
             about: Default::default(),
         }
     }
@@ -167,7 +168,7 @@ fn driver() {
         let status = in_child(|| {
             eprintln!("pid {}", std::process::id());
             let Err(error) =
-                enact(spec.plan(), spec.image(), Grafts::default(), &mut |event| eprintln!("event {event}"));
+                enact(spec.plan(), spec.images(), Grafts::default(), &mut |event| eprintln!("event {event}"));
             eprintln!("{}", report(&error));
             error.exit_status()
         });
@@ -866,7 +867,7 @@ fn a_process_with_threads_is_refused() {
     let mut error = None;
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {
-            let Err(refused) = enact(stage.spec().plan(), None, Grafts::default(), &mut |_| {});
+            let Err(refused) = enact(stage.spec().plan(), Vec::new(), Grafts::default(), &mut |_| {});
             refused
         });
         error = Some(other.join().unwrap());

@@ -36,6 +36,7 @@ mod layer_cases;
 mod manual;
 mod merge;
 mod mpi;
+mod options;
 mod plan;
 mod policy;
 mod registry;

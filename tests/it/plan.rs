@@ -7,6 +7,8 @@
     reason = "a test that fails, panics"
 )]
 
+mod options;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -307,7 +309,7 @@ share         with nobody
  8 bind       /sys -> /sys rw                                           # default
  9 bind       /tmp -> /tmp rw optional                                  # default
 10 pivot_root                                                           # default
-env           +HPCRUN_IMAGE +HPCRUN_VERSION -LD_LIBRARY_PATH            # default
+env           +APPTAINER_CONTAINER +HPCRUN_IMAGE +HPCRUN_VERSION +SINGULARITY_CONTAINER -LD_LIBRARY_PATH  # default
 env           -XDG_RUNTIME_DIR                                          # not in the new root
 env           +ASTRO +LANG +PATH                                        # image Env
 cwd           /home/ada/work, else /opt/astro, else /                   # working directory
@@ -331,7 +333,7 @@ share         with the ranks of slurm 4711.0
 13 bind       /tmp -> /tmp rw optional                                  # default
 14 bind       /var/spool/slurmd/pmix.4711.0 -> /var/spool/slurmd/pmix.4711.0 rw optional  # PMIX_SERVER_TMPDIR
 15 pivot_root                                                           # default
-env           +HPCRUN_IMAGE +HPCRUN_VERSION -BASH_FUNC_module%% -MODULEPATH -OPAL_PREFIX  # default
+env           +APPTAINER_CONTAINER +HPCRUN_IMAGE +HPCRUN_VERSION +SINGULARITY_CONTAINER -BASH_FUNC_module%% -MODULEPATH -OPAL_PREFIX  # default
 env           +HOME +LOGNAME                                            # user database
 env           +LANG                                                     # image Env
 env           +SITE                                                     # /etc/hpcrun/policy.toml:6
@@ -356,7 +358,7 @@ share         with nobody, though Hydra may have started other ranks
  8 bind       /sys -> /sys rw                                           # default
  9 bind       /tmp -> /tmp rw optional                                  # default
 10 pivot_root                                                           # default
-env           +HPCRUN_IMAGE +HPCRUN_VERSION -LD_LIBRARY_PATH            # default
+env           +APPTAINER_CONTAINER +HPCRUN_IMAGE +HPCRUN_VERSION +SINGULARITY_CONTAINER -LD_LIBRARY_PATH  # default
 env           -XDG_RUNTIME_DIR                                          # not in the new root
 env           +ASTRO +LANG +PATH                                        # image Env
 env           +MPIR_CVAR_CH4_CMA_ENABLE +OMPI_MCA_btl_vader_single_copy_mechanism +UCX_POSIX_USE_PROC_LINK  # ranks do not share namespaces

@@ -40,6 +40,8 @@ pub enum Graft {
 pub struct Grafts {
     /// The graft tree; index 0 is the root. Empty when nothing is added.
     nodes: Vec<Node>,
+    /// Whom everything belongs to, the image's own files too; none for the image's own owners.
+    owner: Option<(u32, u32)>,
 }
 
 /// Index of a node of the graft tree.
@@ -156,6 +158,17 @@ impl Grafts {
     /// point is never replaced by anything that could not be mounted on. An error adds nothing.
     pub fn add(&mut self, image: &Filesystem, path: &[u8], graft: Graft) -> Result<Vec<u8>, GraftError> {
         self.add_to(image, path, graft)
+    }
+
+    /// Makes everything in the image, and everything added, belong to user `uid` and group `gid` of the job's user
+    /// namespace, and set-id bits vanish: an overlay copies them with the file (CVE-2023-0386).
+    pub fn own_all(&mut self, uid: u32, gid: u32) {
+        self.owner = Some((uid, gid));
+    }
+
+    /// Whom everything belongs to, if not to the image's own owners.
+    pub(super) fn owner(&self) -> Option<(u32, u32)> {
+        self.owner
     }
 
     /// Whether nothing was added.

@@ -6,7 +6,7 @@
 
 use std::ffi::CStr;
 use std::io::PipeReader;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,8 +72,10 @@ static KEEPER: AtomicI32 = AtomicI32::new(0);
 
 /// Lives as the keeper until the file system is unmounted.
 pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
-    *AT_END.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::mem::take(&mut service.at_end));
-    let status = match keep(service, ready) {
+    let at_end = std::mem::take(&mut service.at_end);
+    let held = at_end.held;
+    *AT_END.lock().unwrap_or_else(PoisonError::into_inner) = Some(at_end);
+    let status = match keep(service, held, ready) {
         Ok(()) => UNMOUNTED,
         Err(_) => FAILED,
     };
@@ -87,7 +89,7 @@ fn finish() {
     at_end.take().unwrap_or_default().run();
 }
 
-fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
+fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), sys::Error> {
     let Service { mut image, grafts, startup, fuse, threads, masked, cpu, at_end: _ } = service;
     image.be_patient();
     let reporter = Reporter::new(
@@ -98,7 +100,8 @@ fn keep(service: Service, ready: PipeReader) -> Result<(), sys::Error> {
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
     say_what_is_served(&tree);
-    become_helper(&[device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()])?;
+    let own = [device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()];
+    become_helper(&own.into_iter().chain(held).collect::<Vec<_>>())?;
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
     let launch = Launch::new(ready, cpu);

@@ -24,7 +24,7 @@ pub use self::recorder::Recorder;
 pub use self::startup::Startup;
 
 use std::io::{PipeWriter, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
@@ -53,17 +53,26 @@ pub struct ServerOptions {
 
 /// What the keeper does last of all, when the file system is gone and with it every process of the job.
 #[derive(Default)]
-pub struct AtEnd(Option<Box<dyn FnOnce() + Send>>);
+pub struct AtEnd {
+    last: Option<Box<dyn FnOnce() + Send>>,
+    /// A descriptor that keeper and servers keep open until then.
+    held: Option<RawFd>,
+}
 
 impl AtEnd {
     /// Runs `last` in the keeper, or in the server if somebody killed the keeper. Either has the host's mounts, no descriptor of the caller's and nobody to tell of
     /// errors.
     pub fn new(last: impl FnOnce() + Send + 'static) -> AtEnd {
-        AtEnd(Some(Box::new(last)))
+        AtEnd { last: Some(Box::new(last)), held: None }
+    }
+
+    /// Has the keeper keep `fd` open: a lock, say, for as long as the job lives.
+    pub fn holding(self, fd: Option<RawFd>) -> AtEnd {
+        AtEnd { held: fd, ..self }
     }
 
     fn run(self) {
-        if let Some(last) = self.0 {
+        if let Some(last) = self.last {
             last();
         }
     }
@@ -79,20 +88,25 @@ impl std::fmt::Debug for AtEnd {
 #[derive(Debug)]
 pub struct Waiting {
     ready: PipeWriter,
-    /// The child that forks the keeper.
-    intermediate: i32,
+    /// The child that forks the keeper; none when it has been waited for.
+    intermediate: Option<i32>,
     /// Where the server expects the caller.
     cpu: Option<usize>,
 }
 
 impl Waiting {
+    /// Waits until there is a keeper: to be called before the caller forks the process that mounts.
+    pub fn confirm(&mut self) -> Result<(), sys::Error> {
+        self.intermediate.take().map_or(Ok(()), reap)
+    }
+
     /// Tells the server that `mount(2)` with its /dev/fuse fd has succeeded: it begins to serve.
     /// Dropping a `Waiting` instead makes keeper and server exit at once.
     ///
     /// The caller is on one CPU with the server until it drops what this gives; exec drops it too, but for the CPU.
     pub fn mounted(mut self) -> Result<Launching, sys::Error> {
         // Whether there is a keeper must be known before anybody looks at the mount, and would wait for it for ever.
-        reap(self.intermediate)?;
+        self.confirm()?;
         let told = self.ready.write_all(&[1]);
         told.map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))?;
         Ok(Launching { _ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
@@ -195,7 +209,7 @@ fn start_service(
             let forked = catch_unwind(AssertUnwindSafe(|| detach(service, keeper_end)));
             process::exit_now(forked.unwrap_or(Errno::EFAULT as i32))
         }
-        Fork::Parent(intermediate) => Ok(Waiting { ready, intermediate, cpu }),
+        Fork::Parent(intermediate) => Ok(Waiting { ready, intermediate: Some(intermediate), cpu }),
     }
 }
 

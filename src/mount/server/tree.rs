@@ -103,10 +103,16 @@ impl Tree {
 
     /// Attributes of a node.
     pub(super) fn attributes(&self, node: Node<'_>) -> Result<Attributes, Errno> {
-        match node {
-            Node::Image(reference) => Ok(inode_attributes(&self.inode(reference)?)),
-            Node::Graft(index, node) => self.graft_attributes(index, node),
-        }
+        let own = match node {
+            Node::Image(reference) => inode_attributes(&self.inode(reference)?),
+            Node::Graft(index, node) => self.graft_attributes(index, node)?,
+        };
+        Ok(match self.grafts.owner() {
+            None => own,
+            Some((uid, gid)) => {
+                Attributes { uid, gid, mode: own.mode & !(libc::S_ISUID | libc::S_ISGID), ..own }
+            }
+        })
     }
 
     /// Attributes of a graft: those of the directory it stands for, else the root's owner and the image's time.
