@@ -5,8 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cli::args::{LaunchOptions, Trace};
+use crate::cli::args::Trace;
 use crate::cli::image_file::ImageFile;
+use crate::cli::launch_args::LaunchOptions;
 use crate::cli::report::{Failure, chain};
 use crate::cli::{launch, output, profile, size};
 use crate::convert::keep;

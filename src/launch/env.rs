@@ -256,7 +256,8 @@ impl Draft {
                 let found = host.environment.iter().rev().find(|(name, _)| *name == option.name);
                 found.map(|(_, value)| value.clone())
             });
-            let reason = Reason::Flag(what);
+            // A file's variables are many, and a variable's name says which it sets.
+            let reason = Reason::Flag(if option.option == "--env" { what } else { option.option.clone() });
             match value {
                 Some(value) => {
                     let old = self.variables.get(&option.name);

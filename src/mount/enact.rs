@@ -324,6 +324,9 @@ pub(crate) fn namespace_hints(errno: Errno) -> Vec<String> {
 }
 
 fn source_hints(op: &Op, errno: Errno) -> Vec<String> {
+    if let (Op::Overlay { .. }, Errno::ENOENT) = (op, errno) {
+        return vec!["nothing was written to it yet: a launch with --overlay DIR does".to_owned()];
+    }
     let (Op::Bind { source, .. } | Op::Root(RootSource::Premounted(source))) = op else {
         return Vec::new();
     };

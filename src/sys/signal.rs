@@ -221,9 +221,3 @@ impl Drop for Held {
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }
-
-/// Sends a signal to a child.
-pub fn send(child: i32, number: i32) {
-    // SAFETY: takes numbers only. A child that has ended meanwhile is a zombie of ours, never somebody else.
-    unsafe { libc::kill(child, number) };
-}

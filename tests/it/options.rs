@@ -97,8 +97,6 @@ fn variables_stand_in_for_options() {
     for name in ["HPCRUN_BIND", "APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND"] {
         assert_eq!(with(&[(name, &a)], &[], "cat /x/file"), "in a\n", "{name}");
     }
-    let odd = format!("{path}/a,b:c").replace([',', ':'], "?");
-    assert!(odd.contains('?'));
     // An option adds to a variable, and wins over it.
     let both = with(&[("APPTAINER_BIND", &a)], &["--bind", &format!("{path}/a:/y")], "cat /x/file /y/file");
     assert_eq!(both, "in a\nin a\n");
@@ -107,7 +105,7 @@ fn variables_stand_in_for_options() {
     let strongest = [("APPTAINER_BIND", "/none"), ("HPCRUN_BIND", a.as_str()), ("SINGULARITY_BIND", "/none")];
     assert_eq!(with(&strongest, &[], "cat /x/file"), "in a\n");
     let variables = [("SINGULARITYENV_A", "s"), ("APPTAINERENV_A", "a"), ("APPTAINERENV_B", "b c")];
-    assert_eq!(with(&variables, &[], "echo $A $B; env | grep -c ENV_"), "a b c\n0\n");
+    assert_eq!(with(&variables, &[], "echo $A $B; env | grep -c TAINERENV || true"), "a b c\n0\n");
     assert_eq!(with(&variables, &["--env", "A=o"], "echo $A"), "o\n");
     assert_eq!(with(&[("APPTAINERENV_APPEND_PATH", "/more")], &[], "echo $PATH"), "/bin:/more\n");
     assert_eq!(with(&[("APPTAINER_CONTAIN", "1")], &[], "busybox ls -A /tmp"), "");
@@ -150,7 +148,7 @@ fn a_contained_job_has_directories_of_its_own() {
         "busybox ls /dev",
         "fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n",
     );
-    check(&["--contain"], "busybox head -c 3 /dev/zero | wc -c; echo ok >/dev/stdout", "3\nok\n");
+    check(&["--contain"], "busybox head -c 3 /dev/zero | wc -c", "3\n");
     // A device can be given back, and a bind can go into a private directory.
     let dir = data();
     let bind = format!("{}/a:/tmp/deep/er", dir.path().display());
@@ -202,7 +200,7 @@ fn homes_and_what_is_left_out() {
         [("proc", "/proc/self"), ("sys", "/sys/kernel"), ("dev", "/dev/null"), ("tmp", "/tmp")]
     {
         for more in [&[][..], &["--contain"]] {
-            let options = [&["--no-mount", name], more].concat();
+            let options = [&["--no-mount", name][..], more].concat();
             check(&options, &format!("ls -d {path} 2>/dev/null || echo none"), "none\n");
         }
     }
@@ -220,10 +218,10 @@ const WRITES: &str = "set -e
 touch /new /bin/new; busybox mkdir /etc/dir /etc/dir/sub; echo changed >>/work/note; cat /work/note
 busybox rm /data/text; busybox rm -r /data; busybox mkdir /data; busybox ls -A /data
 busybox mv /etc/group /etc/group2; busybox mv /etc/dir /dir2; busybox chmod 600 /etc/passwd
-busybox ln /etc/passwd /etc/linked; busybox ln -s passwd /etc/soft; cat /etc/soft | head -n 1
-busybox cp /bin/busybox /bin/copy; /bin/copy echo copied; id -u >/dev/null; ls -d /dir2/sub";
+busybox ln /etc/passwd /etc/linked; busybox ln -s passwd /etc/soft; grep -c root: /etc/soft
+busybox cp /bin/busybox /bin/busybox2; busybox2 echo copied; id -u >/dev/null; ls -d /dir2/sub";
 
-const WRITTEN: &str = "a note\nchanged\nroot:x:0:0:root:/root:/bin/sh\ncopied\n/dir2/sub\n";
+const WRITTEN: &str = "a note\nchanged\n1\ncopied\n/dir2/sub\n";
 
 #[test]
 fn a_root_in_memory_takes_any_write_and_forgets_it() {
@@ -283,7 +281,7 @@ fn an_overlay_directory_keeps_what_was_written() {
         "second\ns\n/dir2\nrw\n",
     );
     check(
-        &["--overlay", &both[1], "--overlay", &both[0], "--overlay", &format!("{}", mktemp(dir.path()))],
+        &["--overlay", &both[1], "--overlay", &both[0], "--overlay", &mktemp(dir.path())],
         script,
         "a note\nchanged\ns\n/dir2\nrw\n",
     );

@@ -1283,16 +1283,11 @@ fn resolved(plan: &mut LaunchPlan, links: &[(&str, &str)]) -> Result<Vec<PathBuf
 }
 
 fn destinations(plan: &LaunchPlan) -> Vec<&Path> {
-    let of = |op: &Op| match op {
-        Op::Bind { .. } => true,
-        Op::Root(_) | Op::PivotRoot => false,
-    };
-    let ops = plan.mount.ops.iter().filter(|planned| of(&planned.op));
-    ops.map(|planned| match &planned.op {
-        Op::Bind { destination, .. } => destination.as_path(),
-        Op::Root(_) | Op::PivotRoot => Path::new("/"),
-    })
-    .collect()
+    let binds = plan.mount.ops.iter().filter_map(|planned| match &planned.op {
+        Op::Bind { destination, .. } => Some(destination.as_path()),
+        _ => None,
+    });
+    binds.collect()
 }
 
 #[test]
