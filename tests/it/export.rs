@@ -213,7 +213,7 @@ fn what_an_oci_layout_refuses() {
     assert_eq!(names_in(&home), ["index.json", "precious"]);
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
-    assert_fails(&export(&file), 125, &["Not a directory"]);
+    assert_fails(&export(&file), 125, &["index.json", "(ENOTDIR)"]);
     let mut limited = Command::new("prlimit");
     limited.args(["--fsize=200000", "--"]).arg(support::binary());
     limited.args(["export", "--format", "oci-dir", "-o"]).arg(dir.path().join("cut"));

@@ -832,8 +832,4 @@ fn a_socks_proxy_leads_out() {
         run(&mut pull("192.0.2.7:81", &dest, "all_proxy", &url(scheme, &open)), 0);
         assert_eq!(open.seen().last().unwrap(), "192.0.2.7:81");
     }
-    // What is no SOCKS proxy is called so.
-    let http = format!("socks5h://{}", Server::of(Image::sample()).address);
-    let text = run(&mut pull("registry.invalid", "e.sqsh", "ALL_PROXY", &http), 125);
-    check_contains(&text, "does not speak SOCKS 5");
 }

@@ -3,8 +3,8 @@
 //! Blobs appear complete under their digests, the index last and in one step: whoever reads the directory meanwhile finds
 //! what was there before.
 
-use std::fs::DirBuilder;
-use std::io::{ErrorKind, Write as _};
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::image::config::ImageConfig;
 use crate::image::digest::Digest;
 use crate::image::manifest::MAX_MANIFEST_BYTES;
 use crate::squashfs::reader::Filesystem;
+use crate::sys::file;
 
 /// Adds the image to the OCI layout `directory`, which is made if it is missing; an image of the same `name` gives it up.
 pub fn export_oci_layout(
@@ -64,16 +65,13 @@ impl Layout<'_> {
     fn others(&self, name: &str) -> Result<Vec<Value>, ExportError> {
         let path = self.directory.join("index.json");
         let not_ours = |why: String| ExportError::Layout { path: self.directory.to_owned(), why };
-        let bytes = match std::fs::File::open(&path) {
-            Ok(file) => {
-                let mut bytes = Vec::new();
-                std::io::Read::read_to_end(&mut std::io::Read::take(file, MAX_MANIFEST_BYTES), &mut bytes)
-                    .map_err(|error| not_ours(format!("its index.json cannot be read: {error}")))?;
-                bytes
-            }
+        let unreadable = |source| ExportError::Index { path: path.clone(), source };
+        let file = match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return self.check_empty(),
-            Err(error) => return Err(not_ours(format!("its index.json cannot be opened: {error}"))),
+            opened => opened.map_err(unreadable)?,
         };
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
         let index: Value = serde_json::from_slice(&bytes)
             .map_err(|error| not_ours(format!("its index.json makes no sense: {error}")))?;
         let entries = index.get("manifests").and_then(Value::as_array);
@@ -86,7 +84,7 @@ impl Layout<'_> {
 
     /// A directory without an index is one to begin in only if it holds nothing, or what an export left that was killed.
     fn check_empty(&self) -> Result<Vec<Value>, ExportError> {
-        let listed = match crate::sys::file::list(self.directory) {
+        let listed = match file::list(self.directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             listed => listed.map_err(|source| ExportError::Write { source })?,
         };
@@ -122,12 +120,7 @@ impl Layout<'_> {
         }
     }
 
-    fn publish(
-        &mut self,
-        unpublished: Unpublished,
-        output: &std::fs::File,
-        name: &str,
-    ) -> Result<(), ExportError> {
+    fn publish(&mut self, unpublished: Unpublished, output: &File, name: &str) -> Result<(), ExportError> {
         let path = self.directory.join(name);
         match unpublished.named(&path).publish(output) {
             Err(ConvertError::Exists { .. }) => Ok(()),

@@ -58,6 +58,14 @@ pub enum ExportError {
         /// What is wrong with it.
         why: String,
     },
+    /// The index of a layout refused to be read.
+    #[error("cannot read {}", .path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// No file can be made, or it did not get its name.
     #[error(transparent)]
     Place(#[from] ConvertError),

@@ -1,5 +1,6 @@
 //! Registries that are busy, limit their users, or say no.
 
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -175,6 +176,18 @@ const SILENT: &[Scenario] = &[
         world.options.registry.patience.retries = 0;
         world.source = "docker://registry.invalid/app:latest".into();
         world.after(move || assert!(log.seen().is_empty() && proxy.seen().is_empty()));
+    }),
+    ("what is no SOCKS proxy is called so", Refused("does not speak SOCKS 5"), |world| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 16]);
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            }
+        });
+        world.options.registry.proxies.https = Some(format!("socks5h://127.0.0.1:{port}"));
+        world.source = "docker://registry.invalid/app:latest".into();
     }),
     ("with socks5 names are resolved here", Refused("registry.invalid"), |world| {
         let proxy = SocksProxy::start(1, None);
