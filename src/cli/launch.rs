@@ -29,6 +29,10 @@ use crate::policy::rules::Verify;
 use crate::policy::{Policy, rules};
 use crate::squashfs::format::Codec;
 use crate::squashfs::reader::{Filesystem, InodeKind, Piece};
+use crate::sys::process;
+
+/// Bytes by which the launcher's heap grows: some blocks of an image.
+const HEAP_STEP: i32 = 1 << 20;
 
 /// How the image file is read.
 #[derive(Debug, Default)]
@@ -115,6 +119,7 @@ fn launch(
     verb: Verb,
     complete: impl FnOnce(&mut Request, &Ambient<'_>),
 ) -> Result<u8, Failure> {
+    process::keep_heap(HEAP_STEP);
     let environment = std::env::vars_os().collect();
     let mut request = launch_request::request(options, verb, &environment)?;
     complete(&mut request, &Ambient(&environment));

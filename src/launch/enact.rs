@@ -10,14 +10,15 @@ use nix::errno::Errno;
 
 use crate::hint::Hint;
 use crate::launch::isolate;
-use crate::launch::job::Job;
+use crate::launch::job::{self, Job};
 use crate::launch::overlay_lock;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::share::{self, Group, ShareError};
+use crate::launch::warm_up;
 use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
-use crate::mount::server::{self, AtEnd, Launching, ServerOptions, Startup};
+use crate::mount::server::{self, Ahead, AtEnd, Launching, ServerOptions, Startup};
 use crate::sys::namespace::{self, NamespaceIds, Namespaces};
 use crate::sys::path::PathFd;
 use crate::sys::privilege::{self, Privileges};
@@ -281,7 +282,7 @@ fn create(
     for image in images {
         served.push(serve(plan, image, grafts.take(), lock)?);
     }
-    let process = isolate::isolate(plan.guise.isolation, &mut served, process)?;
+    let process = isolate::isolate(plan.guise.isolation, process)?;
     let launching = mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
     Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
 }
@@ -303,11 +304,15 @@ fn serve(
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
     let at_end = at_end.holding(lock.filter(|_| grafts.is_some()));
     let (uid, gid) = plan.ids_inside();
+    let ahead = match &grafts {
+        Some(_) => warm_up::ahead(job::paths(&plan.program, &plan.search)),
+        None => Ahead::default(),
+    };
     let mut grafts = grafts.unwrap_or_default();
     if plan.owns_image() {
         grafts.own_all(uid, gid);
     }
-    let server = server::start_until(image, grafts, &device, options, at_end)
+    let server = server::start_until(image, grafts, &device, options, ahead, at_end)
         .map_err(|source| EnactError::StartServer { source })?;
     Ok(Served { fuse: device, server, uid, gid })
 }

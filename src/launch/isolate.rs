@@ -16,7 +16,6 @@ use std::path::Path;
 
 use crate::launch::enact::EnactError;
 use crate::launch::request::{Init, Isolation};
-use crate::mount::enact::Served;
 use crate::sys::path::PathFd;
 use crate::sys::process::{self, Ended, Fork};
 use crate::sys::signal::{self, Received, Taken};
@@ -30,19 +29,12 @@ const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// Makes the namespaces. With one of processes, only the process that becomes the job returns. `process` is the
 /// caller's directory in `/proc`; the job's is given.
-pub(super) fn isolate(
-    isolation: Isolation,
-    served: &mut [Served],
-    process: PathFd,
-) -> Result<PathFd, EnactError> {
+pub(super) fn isolate(isolation: Isolation, process: PathFd) -> Result<PathFd, EnactError> {
     let failed = |source| EnactError::Isolate { source };
     if isolation.ipc {
         namespace::unshare_ipc().map_err(failed)?;
     }
     let Some(init) = isolation.processes else { return Ok(process) };
-    for served in served {
-        served.server.confirm().map_err(|source| EnactError::StartServer { source })?;
-    }
     namespace::unshare_processes().map_err(failed)?;
     become_job(init).map_err(failed)?;
     PathFd::open_directory(Path::new("/proc/self")).map_err(|source| EnactError::Inspect { source })

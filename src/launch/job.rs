@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use crate::launch::enact::EnactError;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::program;
-use crate::launch::warm_up::Files;
+use crate::launch::warm_up;
 use crate::mount::server::Launching;
 use crate::sys::privilege::{self, Privileges};
 use crate::sys::{self, exec, path};
@@ -55,11 +55,10 @@ impl Job {
         drop_privileges()?;
         enter_directory(&self.directories)?;
         exec::restore_sigpipe().map_err(|source| EnactError::Signals { source })?;
-        if launching.is_some() {
-            let files = self.candidates.iter().find_map(|candidate| Files::of_program(as_path(candidate)));
-            // From here on all threads of the server take part.
+        if let Some(launching) = launching {
+            warm_up::look_up(self.candidates.iter().map(as_path));
+            // From here on the job is where the scheduler wants it.
             drop(launching);
-            files.iter().for_each(Files::read_ahead);
         }
         self.execute()
     }
@@ -109,19 +108,20 @@ fn as_path(candidate: &CString) -> &Path {
     Path::new(OsStr::from_bytes(candidate.as_bytes()))
 }
 
-/// A path as it is, a bare name in each directory of `search`. An empty name is nowhere.
 fn candidates(program: &OsStr, search: &[PathBuf]) -> Result<Vec<CString>, EnactError> {
     let name = || "the program's name".to_owned();
+    paths(program, search).into_iter().map(|path| c_string(path.into_os_string().into_vec(), name)).collect()
+}
+
+/// Where a program may be: a path as it is, a bare name in each directory of `search`. An empty name is nowhere.
+pub(super) fn paths(program: &OsStr, search: &[PathBuf]) -> Vec<PathBuf> {
     if program.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     if program.as_bytes().contains(&b'/') {
-        return Ok(vec![c_string(program.as_bytes().to_vec(), name)?]);
+        return vec![PathBuf::from(program)];
     }
-    search
-        .iter()
-        .map(|directory| c_string(directory.join(program).into_os_string().into_vec(), name))
-        .collect()
+    search.iter().map(|directory| directory.join(program)).collect()
 }
 
 fn c_string(bytes: Vec<u8>, what: impl FnOnce() -> String) -> Result<CString, EnactError> {

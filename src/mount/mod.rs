@@ -12,4 +12,4 @@ mod verify;
 pub mod voucher;
 
 /// What an image server serves.
-pub use crate::squashfs::reader::Filesystem;
+pub use crate::squashfs::reader::{FileLayout, Filesystem, InodeKind};

@@ -42,6 +42,15 @@ pub fn pin(cpu: usize) -> Result<(), Error> {
     set(CALLER, &mask)
 }
 
+/// Keeps the calling thread off one CPU; an error where its cpuset has no other.
+pub fn avoid(cpu: usize) -> Result<(), Error> {
+    let mut mask = [0xff; MASK_BYTES];
+    if let Some(byte) = mask.get_mut(cpu / 8) {
+        *byte = !(1 << (cpu % 8));
+    }
+    set(CALLER, &mask)
+}
+
 /// A thread's affinity, to be given back to it.
 #[derive(Debug)]
 pub struct Affinity([u8; MASK_BYTES]);

@@ -269,15 +269,6 @@ pub fn in_memory(name: &std::ffi::CStr) -> Result<File, Error> {
         .map_err(|errno| Error::new(format!("memfd_create({name:?})"), errno))
 }
 
-/// Wrapper for `posix_fadvise(2)` with `WILLNEED`: asks for `length` bytes from `offset` on, and waits for nothing. The
-/// kernel takes no more than its read-ahead at a time (128 KiB, unless an admin says otherwise).
-pub fn will_need(file: &File, offset: u64, length: u64) {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-    // Advice that is not taken does no harm.
-    let _ = nix::fcntl::posix_fadvise(file, signed(offset), signed(length), advice);
-}
-
 /// The path that the kernel has for an open file, as the caller sees it; ` (deleted)` ends that of one without a name.
 pub fn path_of(file: &File) -> Result<PathBuf, Error> {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -1,6 +1,7 @@
 //! Processes: fork, wait, exit, and what a helper process does to let go of the one it came from.
 #![expect(unsafe_code, reason = "fork, close_range, dup2 and prctl have no safe wrapper")]
 
+use std::convert::Infallible;
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 
@@ -35,6 +36,90 @@ pub fn fork() -> Result<Fork, Error> {
         -1 => Err(Error::last("fork()")),
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid)),
+    }
+}
+
+/// Bytes of the stack that a detached process lives on.
+const DETACHED_STACK_BYTES: usize = 1 << 20;
+
+/// Forks a process that is not the caller's child and not of its process group, and runs `body` in it, with a copy of the
+/// caller's memory. Call it while single-threaded.
+///
+/// A child in between forks and exits. It borrows the caller's memory meanwhile (`CLONE_VM`, the caller sleeps), so that it
+/// costs neither a copy of the page tables nor the wait for a CPU.
+pub fn fork_detached(body: impl FnOnce() -> Infallible) -> Result<(), Error> {
+    let stack = Stack::new(DETACHED_STACK_BYTES)?;
+    let mut body = Some(body);
+    let entry = between_of(&body);
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the child runs `between` on a stack of its own while this thread, the only one, sleeps until it has exited;
+    // `body` and the stack outlive that. What it does in our memory: `setpgid`, `fork` and their errors.
+    let child = unsafe { libc::clone(entry, stack.top(), flags, (&raw mut body).cast()) };
+    if child < 0 {
+        return Err(Error::last("clone(VM|VFORK)"));
+    }
+    match wait(child) {
+        Ok(Ended::Exited(0)) => Ok(()),
+        Ok(Ended::Exited(errno)) => Err(Error::new("fork(detached)", Errno::from_raw(errno))),
+        Ok(Ended::Killed(_)) => Err(Error::new("fork(detached)", Errno::EINTR)),
+        // The caller's parent had children ignored, and exec keeps that: the kernel reaped the child itself.
+        Err(error) if error.errno == Errno::ECHILD => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The child in between; its exit status is 0 or an errno.
+extern "C" fn between<F: FnOnce() -> Infallible>(body: *mut libc::c_void) -> libc::c_int {
+    let grouped = new_group().and_then(|()| fork());
+    match grouped {
+        Ok(Fork::Child) => {
+            // SAFETY: points to the caller's `Option<F>`, of which this process has a copy that nobody else uses.
+            let body = unsafe { &mut *body.cast::<Option<F>>() }.take();
+            // Nothing may unwind out of here: there is no caller below.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body.map(|body| body())));
+            exit_now(libc::EXIT_FAILURE)
+        }
+        Ok(Fork::Parent(_)) => 0,
+        Err(error) => error.errno as libc::c_int,
+    }
+}
+
+/// Names the type that [`between`] is instantiated with.
+fn between_of<F: FnOnce() -> Infallible>(_: &Option<F>) -> extern "C" fn(*mut libc::c_void) -> libc::c_int {
+    between::<F>
+}
+
+/// Memory for a stack, which grows downwards.
+struct Stack {
+    base: *mut libc::c_void,
+    length: usize,
+}
+
+impl Stack {
+    fn new(length: usize) -> Result<Stack, Error> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE,
+        );
+        // SAFETY: a new anonymous mapping touches no existing memory.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Error::last(format!("mmap({length}, STACK)")));
+        }
+        Ok(Stack { base, length })
+    }
+
+    /// Where it begins: behind its last byte.
+    fn top(&self) -> *mut libc::c_void {
+        // SAFETY: one past the end of the mapping.
+        unsafe { self.base.byte_add(self.length) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody runs on any more.
+        unsafe { libc::munmap(self.base, self.length) };
     }
 }
 
@@ -171,9 +256,10 @@ pub fn end_as(ended: Ended) -> ! {
     }
 }
 
-/// Wrapper for `setsid(2)`: away from the terminal and from signals to the caller's process group.
-pub fn new_session() -> Result<(), Error> {
-    nix::unistd::setsid().map(drop).map_err(|errno| Error::new("setsid()", errno))
+/// Wrapper for `setpgid(2)`: away from signals to the caller's process group, and from the foreground of its terminal.
+pub fn new_group() -> Result<(), Error> {
+    let this = nix::unistd::Pid::from_raw(0);
+    nix::unistd::setpgid(this, this).map_err(|errno| Error::new("setpgid(0, 0)", errno))
 }
 
 /// A pipe whose ends close on exec.
@@ -223,6 +309,17 @@ pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> 
     }
 }
 
+/// Gives way to every other process from now on: for one whose end somebody may be waiting beside, not for.
+///
+/// Wrapper for `sched_setscheduler(2)` with `SCHED_IDLE`, which needs no privilege.
+pub fn yield_to_all() {
+    // SAFETY: the kernel reads one structure, all of whose bytes zero is a value.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters);
+    }
+}
+
 /// Sets the name that `ps` and `top` show, at most 15 bytes.
 pub fn set_name(name: &std::ffi::CStr) {
     // SAFETY: the kernel reads a terminated string, 16 bytes at most.
@@ -247,6 +344,20 @@ pub fn set_undumpable() -> Result<(), Error> {
     }
 }
 
+/// Lets the heap grow by `step` bytes at a time and never shrink: for a process that lives for milliseconds, in which memory
+/// given back costs a system call and the page faults of getting it again.
+pub fn keep_heap(step: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes numbers only and is called before the process has threads.
+    unsafe {
+        libc::mallopt(libc::M_TOP_PAD, step);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, step);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = step;
+}
+
 /// Makes the heap that of a server: at most `arenas` heaps for threads, so that blocks that one thread frees are used by
 /// the others, which grow by `step` bytes at a time and take blocks of up to `step` bytes.
 pub fn shape_heaps(arenas: i32, step: i32) {
@@ -255,6 +366,7 @@ pub fn shape_heaps(arenas: i32, step: i32) {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, arenas);
         libc::mallopt(libc::M_TOP_PAD, step);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, step);
         libc::mallopt(libc::M_MMAP_THRESHOLD, step);
     }
     #[cfg(not(target_env = "gnu"))]
@@ -360,6 +472,22 @@ mod tests {
                 assert!(is_ending(pid.unsigned_abs()));
             }
         }
+    }
+
+    #[test]
+    fn a_detached_process_is_nobodys_child_and_leads_no_group_of_ours() {
+        use std::io::{Read as _, Write as _};
+        let (mut reader, mut writer) = pipe().expect("pipe");
+        let own_group = nix::unistd::getpgrp();
+        fork_detached(move || {
+            let is_apart = nix::unistd::getpgrp() != own_group;
+            let _ = writer.write_all(if is_apart { b"apart" } else { b"not" });
+            exit_now(0)
+        })
+        .expect("fork");
+        let mut told = String::new();
+        reader.read_to_string(&mut told).expect("read");
+        assert_eq!(told, "apart");
     }
 
     #[test]

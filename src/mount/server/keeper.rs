@@ -4,6 +4,7 @@
 //! the kernel and not answered lies in memory shared with its successor ([`RequestSlots`]); kernels since 6.9 can
 //! also be asked to send it again.
 
+use std::convert::Infallible;
 use std::ffi::CStr;
 use std::io::PipeReader;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -13,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::AtEnd;
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
 use super::startup::Startup;
 use super::tree::Tree;
 use super::trouble::Reporter;
 use super::watch::RELIEF_MAX;
+use super::{Ahead, AtEnd};
 use crate::host::containers::keeper_title;
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
@@ -62,6 +63,7 @@ pub(super) struct Service {
     pub(super) masked: u64,
     /// Where the launcher is.
     pub(super) cpu: Option<usize>,
+    pub(super) ahead: Ahead,
     pub(super) at_end: AtEnd,
 }
 
@@ -71,7 +73,7 @@ static AT_END: Mutex<Option<AtEnd>> = Mutex::new(None);
 static KEEPER: AtomicI32 = AtomicI32::new(0);
 
 /// Lives as the keeper until the file system is unmounted.
-pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
+pub(super) fn run(mut service: Service, ready: PipeReader) -> Infallible {
     let at_end = std::mem::take(&mut service.at_end);
     let held = at_end.held;
     *AT_END.lock().unwrap_or_else(PoisonError::into_inner) = Some(at_end);
@@ -79,6 +81,7 @@ pub(super) fn run(mut service: Service, ready: PipeReader) -> ! {
         Ok(()) => UNMOUNTED,
         Err(_) => FAILED,
     };
+    process::yield_to_all();
     finish();
     process::exit_now(status)
 }
@@ -90,7 +93,7 @@ fn finish() {
 }
 
 fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { mut image, grafts, startup, fuse, threads, masked, cpu, at_end: _ } = service;
+    let Service { mut image, grafts, startup, fuse, threads, masked, cpu, mut ahead, at_end: _ } = service;
     image.be_patient();
     let reporter = Reporter::new(
         sys::file::path_of(image.file()).unwrap_or_default(),
@@ -118,15 +121,18 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
                 std::panic::set_hook(Box::new(|_| {}));
                 let unanswered = record.unanswered();
                 let session = Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
-                session.run(slots.into_slots(), launch, end_server)
+                session.run(slots.into_slots(), launch, ahead, end_server)
             }
-            Fork::Parent(server) => match process::wait(server)? {
-                Ended::Exited(UNMOUNTED) => return Ok(()),
-                ended => match record.note(ended, born.elapsed()) {
-                    Some(pause) => std::thread::sleep(pause),
-                    None => return Ok(()),
-                },
-            },
+            Fork::Parent(server) => {
+                ahead = Ahead::default();
+                match process::wait(server)? {
+                    Ended::Exited(UNMOUNTED) => return Ok(()),
+                    ended => match record.note(ended, born.elapsed()) {
+                        Some(pause) => std::thread::sleep(pause),
+                        None => return Ok(()),
+                    },
+                }
+            }
         }
     }
 }
@@ -146,6 +152,7 @@ fn fork_patiently() -> Result<Fork, sys::Error> {
 }
 
 fn end_server(over: Over) -> ! {
+    process::yield_to_all();
     if over == Over::Unmounted && nix::unistd::getppid().as_raw() != KEEPER.load(Ordering::Relaxed) {
         finish();
     }

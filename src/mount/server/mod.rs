@@ -1,7 +1,7 @@
 //! The image server: serves one squashfs and its grafts through /dev/fuse, restarted by a keeper when it dies.
 //!
 //! ```text
-//! launcher --fork--> intermediate --fork--> keeper --fork--> server (threads)
+//! launcher --clone-> intermediate --fork--> keeper --fork--> server (threads)
 //!     |                  exits                 |                 |
 //!     mount(2), mounted()              waits for the         LOOKUP, READ, ... until the last process that
 //!     exec of the job                  server's end          sees the mount is gone
@@ -25,16 +25,14 @@ pub use self::startup::Startup;
 
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys;
 use crate::sys::affinity::{self, Affinity};
-use crate::sys::process::{self, Ended, Fork};
+use crate::sys::process;
 
 /// Flags to mount the image with. Device nodes and set-id bits of an image are never honoured.
 pub const MOUNT_FLAGS: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID);
@@ -84,29 +82,45 @@ impl std::fmt::Debug for AtEnd {
     }
 }
 
+/// What the first server does on a thread of its own while the launcher still mounts.
+#[derive(Default)]
+pub struct Ahead(Option<Reading>);
+
+type Reading = Box<dyn FnOnce(&Filesystem) + Send>;
+
+impl Ahead {
+    /// Runs `read` with the image: what it reads is in the cache when the job asks for it.
+    pub fn new(read: impl FnOnce(&Filesystem) + Send + 'static) -> Ahead {
+        Ahead(Some(Box::new(read)))
+    }
+
+    fn run(self, image: &Filesystem) {
+        if let Some(read) = self.0 {
+            read(image);
+        }
+    }
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").finish_non_exhaustive()
+    }
+}
+
 /// A server waiting for the mount.
 #[derive(Debug)]
 pub struct Waiting {
     ready: PipeWriter,
-    /// The child that forks the keeper; none when it has been waited for.
-    intermediate: Option<i32>,
     /// Where the server expects the caller.
     cpu: Option<usize>,
 }
 
 impl Waiting {
-    /// Waits until there is a keeper: to be called before the caller forks the process that mounts.
-    pub fn confirm(&mut self) -> Result<(), sys::Error> {
-        self.intermediate.take().map_or(Ok(()), reap)
-    }
-
     /// Tells the server that `mount(2)` with its /dev/fuse fd has succeeded: it begins to serve.
     /// Dropping a `Waiting` instead makes keeper and server exit at once.
     ///
     /// The caller is on one CPU with the server until it drops what this gives; exec drops it too, but for the CPU.
     pub fn mounted(mut self) -> Result<Launching, sys::Error> {
-        // Whether there is a keeper must be known before anybody looks at the mount, and would wait for it for ever.
-        self.confirm()?;
         let told = self.ready.write_all(&[1]);
         told.map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))?;
         Ok(Launching { _ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
@@ -152,7 +166,7 @@ pub fn mount_data(fuse: BorrowedFd<'_>, uid: u32, gid: u32) -> String {
     format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other")
 }
 
-/// Forks the keeper (twice, so that the caller has no child once it is [`Waiting::mounted`]), which forks the server.
+/// Forks the keeper (twice, so that the caller has no child), which forks the server.
 ///
 /// Call while single-threaded, in the new user namespace and before the new mount namespace; `fuse` was opened in that
 /// user namespace. The caller keeps its own copy of the fd for `mount(2)` and closes it afterwards.
@@ -162,18 +176,19 @@ pub fn start(
     fuse: &OwnedFd,
     options: ServerOptions,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, 0, AtEnd::default())
+    start_service(image, grafts, fuse, options, 0, Ahead::default(), AtEnd::default())
 }
 
-/// As [`start`]; the keeper does `at_end` before it exits.
+/// As [`start`]; the first server does `ahead` at once, and the keeper `at_end` before it exits.
 pub fn start_until(
     image: Filesystem,
     grafts: Grafts,
     fuse: &OwnedFd,
     options: ServerOptions,
+    ahead: Ahead,
     at_end: AtEnd,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, 0, at_end)
+    start_service(image, grafts, fuse, options, 0, ahead, at_end)
 }
 
 /// As [`start`], for a kernel as it would be without `masked`, bits of the flags of its INIT.
@@ -185,7 +200,7 @@ pub fn start_masked(
     options: ServerOptions,
     masked: u64,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, masked, AtEnd::default())
+    start_service(image, grafts, fuse, options, masked, Ahead::default(), AtEnd::default())
 }
 
 fn start_service(
@@ -194,46 +209,18 @@ fn start_service(
     fuse: &OwnedFd,
     options: ServerOptions,
     masked: u64,
+    ahead: Ahead,
     at_end: AtEnd,
 ) -> Result<Waiting, sys::Error> {
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
     let startup = options.startup;
-    let service = keeper::Service { image, grafts, startup, fuse, threads, masked, cpu, at_end };
+    let service = keeper::Service { image, grafts, startup, fuse, threads, masked, cpu, ahead, at_end };
     let (keeper_end, ready) = process::pipe()?;
-    match process::fork()? {
-        Fork::Child => {
-            drop(ready);
-            // Nothing may unwind into the caller's frames: they belong to the parent.
-            let forked = catch_unwind(AssertUnwindSafe(|| detach(service, keeper_end)));
-            process::exit_now(forked.unwrap_or(Errno::EFAULT as i32))
-        }
-        Fork::Parent(intermediate) => Ok(Waiting { ready, intermediate: Some(intermediate), cpu }),
-    }
-}
-
-/// Waits for the child that forked the keeper, and says whether it could.
-fn reap(intermediate: i32) -> Result<(), sys::Error> {
-    match process::wait(intermediate) {
-        Ok(Ended::Exited(0)) => Ok(()),
-        Ok(Ended::Exited(errno)) => Err(sys::Error::new("fork(keeper)", Errno::from_raw(errno))),
-        Ok(Ended::Killed(_)) => Err(sys::Error::new("fork(keeper)", Errno::EINTR)),
-        // The caller's parent had children ignored, and exec keeps that: the kernel reaped the child itself.
-        Err(error) if error.errno == Errno::ECHILD => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// In the intermediate process: leaves the caller's session and forks the keeper. Gives the exit status: 0 or what
-/// went wrong as an errno.
-fn detach(service: keeper::Service, ready: std::io::PipeReader) -> i32 {
-    let forked = process::new_session().and_then(|()| process::fork());
-    match forked {
-        Ok(Fork::Child) => keeper::run(service, ready),
-        Ok(Fork::Parent(_)) => 0,
-        Err(error) => error.errno as i32,
-    }
+    // Of what it has of ours, the other end of the pipe included, the keeper closes all that it does not need.
+    process::fork_detached(move || keeper::run(service, keeper_end))?;
+    Ok(Waiting { ready, cpu })
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::Ahead;
 use super::launch::Launch;
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
@@ -22,6 +24,9 @@ use crate::sys::fuse::{Device, RequestSlot};
 
 /// Stack of a serving thread, bytes: the codecs keep their state on the heap.
 const STACK_BYTES: usize = 512 << 10;
+/// How long after the launch one thread goes on serving alone: the job's own start is a chain of short requests too, and
+/// a job that is over by then never needs the others.
+const SETTLING: Duration = Duration::from_millis(25);
 /// Threads that decompress ahead, at most.
 const PREFETCH_THREADS: usize = 4;
 /// From which holes are answered.
@@ -122,7 +127,13 @@ impl Session {
     /// predecessor left unanswered comes first: through the kernel where it can send again, else from its slots.
     ///
     /// Until the launch is over one thread serves, on the launcher's CPU: its requests come one by one.
-    pub(super) fn run(self, mut slots: Vec<RequestSlot>, launch: Launch, ended: fn(Over) -> !) -> ! {
+    pub(super) fn run(
+        self,
+        mut slots: Vec<RequestSlot>,
+        launch: Launch,
+        ahead: Ahead,
+        ended: fn(Over) -> !,
+    ) -> ! {
         let session = Arc::new(self);
         if session.agreement.has(init::HAS_RESEND) && session.ask_to_resend() {
             slots.iter_mut().for_each(RequestSlot::clear);
@@ -142,6 +153,7 @@ impl Session {
         let helper = Helper {
             session: Arc::clone(&session),
             launch: launch.clone(),
+            ahead,
             places: places.collect(),
             watcher,
             first: affinity::thread_id(),
@@ -399,6 +411,7 @@ impl Session {
 struct Helper {
     session: Arc<Session>,
     launch: Launch,
+    ahead: Ahead,
     /// Of the other serving threads.
     places: Vec<Place>,
     /// None if it is at work already.
@@ -410,19 +423,25 @@ struct Helper {
 
 impl Helper {
     fn run(self) {
-        let Helper { session, launch, places, watcher, first, ended } = self;
+        let Helper { session, launch, ahead, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
+        launch.leave_cpu();
         for _ in 0..session.startup.threads() {
             let session = Arc::clone(&session);
             spawn(move || session.startup.work(&session.tree));
         }
+        let reader = Arc::clone(&session);
+        spawn(move || ahead.run(reader.tree.image()));
+        launch.wait_for_end();
+        drop(launch);
+        std::thread::sleep(SETTLING);
+        // Threads have the affinity of the one that starts them.
+        let _ = affinity::reset();
+        let _ = affinity::reset_thread(first);
         for _ in 0..places.len().saturating_add(1).min(PREFETCH_THREADS) {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
         }
-        launch.wait_for_end();
-        drop(launch);
-        let _ = affinity::reset_thread(first);
         for place in places {
             let session = Arc::clone(&session);
             spawn(move || ended(session.serve_to_the_end(place)));
