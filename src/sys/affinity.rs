@@ -33,6 +33,19 @@ pub fn current_cpu() -> Option<usize> {
     usize::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
+/// The CPU that the thread `id` of any process is on, or was on last. None if there is no such thread, or `/proc` hides
+/// it.
+pub fn cpu_of_thread(id: u32) -> Option<usize> {
+    cpu_in_stat(&std::fs::read(format!("/proc/{id}/stat")).ok()?)
+}
+
+/// Field 39 of `/proc/PID/stat`; the second, a name in parentheses, may hold anything.
+fn cpu_in_stat(stat: &[u8]) -> Option<usize> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let field = stat.get(name_end..)?.split(|byte| *byte == b' ').nth(37)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
 /// Keeps the calling thread on one CPU.
 pub fn pin(cpu: usize) -> Result<(), Error> {
     let mut mask = [0; MASK_BYTES];
@@ -97,6 +110,29 @@ mod tests {
             nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &one).expect("affinity");
             reset().expect("reset");
             assert!(std::thread::available_parallelism().expect("affinity").get() >= before);
+        })
+        .join()
+        .expect("thread");
+    }
+
+    #[test]
+    fn the_cpu_of_a_thread_is_field_39() {
+        let line = b"7 (a) b (c) R 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 \
+            34 35 36 37 38 127 40 41\n";
+        assert_eq!(cpu_in_stat(line), Some(127));
+        for bad in [&b""[..], b"7 (a", b"7 (a) R 3", b")"] {
+            assert_eq!(cpu_in_stat(bad), None);
+        }
+        assert_eq!(cpu_of_thread(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_pinned_threads_cpu_is_known_to_others() {
+        std::thread::spawn(|| {
+            let cpu = current_cpu().expect("a CPU");
+            pin(cpu).expect("pin");
+            let own = u32::try_from(thread_id()).expect("an id");
+            assert_eq!(std::thread::spawn(move || cpu_of_thread(own)).join().expect("thread"), Some(cpu));
         })
         .join()
         .expect("thread");

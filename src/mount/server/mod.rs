@@ -11,6 +11,7 @@
 
 mod keeper;
 mod launch;
+mod lone_client;
 mod prefetch;
 mod protocol;
 mod recorder;

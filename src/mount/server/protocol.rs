@@ -363,7 +363,7 @@ mod tests {
         let mut bytes = Vec::new();
         put_u32s(&mut bytes, &[(REQUEST_HEADER_BYTES + arguments.len()) as u32, opcode]);
         put_u64s(&mut bytes, &[11, 22]);
-        put_u32s(&mut bytes, &[1000, 1000, 1, 0]);
+        put_u32s(&mut bytes, &[1000, 1000, 33, 0]);
         bytes.extend_from_slice(arguments);
         bytes
     }

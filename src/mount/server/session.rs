@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::Ahead;
 use super::launch::Launch;
+use super::lone_client::{LoneClient, Seat};
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
 use super::startup::{Prefetch, Startup};
@@ -33,6 +34,8 @@ const PREFETCH_THREADS: usize = 4;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Longest listing sent at a time, bytes.
 const LISTING_BYTES: usize = 256 << 10;
+/// Longest read whose client is taken to wait for it, bytes.
+const SHORT_READ: u32 = 64 << 10;
 /// Longest link target the kernel takes, bytes (`PATH_MAX` less the NUL).
 const TARGET_MAX: usize = 4095;
 
@@ -92,6 +95,7 @@ pub(super) struct Session {
     unanswered: Unanswered,
     watch: Watch,
     reporter: Reporter,
+    lone_client: LoneClient,
 }
 
 /// A slot with its number, which is that of its thread's place in the watch.
@@ -120,7 +124,8 @@ impl Session {
         let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
         let startup = Prefetch::new(startup);
         let watch = Watch::new(threads);
-        Session { tree, prefetcher, startup, device, agreement, unanswered, watch, reporter }
+        let lone_client = LoneClient::new();
+        Session { tree, prefetcher, startup, device, agreement, unanswered, watch, reporter, lone_client }
     }
 
     /// Serves until the file system is unmounted, on one thread for each slot but the last [`RELIEF_MAX`]. What a
@@ -203,8 +208,10 @@ impl Session {
     /// One thread's loop.
     fn serve(&self, (number, mut slot): Place) -> Over {
         let mut reply = Reply::default();
+        let mut seat = Seat::new();
         loop {
             slot.clear();
+            seat.follow(&self.lone_client);
             match self.device.read(slot.buffer()) {
                 Ok(length) => self.answer(number, slot.filled(length), false, &mut reply),
                 // ENOENT: the request was taken back while it was being read.
@@ -219,8 +226,12 @@ impl Session {
     /// `EIO` and nobody else anything.
     fn answer(&self, place: usize, request: &[u8], is_left_over: bool, reply: &mut Reply) {
         let Some((header, operation)) = protocol::parse(request) else { return };
-        if operation == Operation::Silent {
-            return;
+        match operation {
+            Operation::Silent => return,
+            // Asked for ahead, or long enough for the client to go on elsewhere meanwhile.
+            Operation::Read { size, .. } if size > SHORT_READ => self.lone_client.forget(),
+            Operation::Read { .. } => {}
+            _ => self.lone_client.note(header.asker),
         }
         self.watch.begin(place, &header);
         let is_left_over = is_left_over || header.unique & UNIQUE_RESEND != 0;
@@ -442,6 +453,7 @@ impl Helper {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
         }
+        session.lone_client.forget();
         for place in places {
             let session = Arc::clone(&session);
             spawn(move || ended(session.serve_to_the_end(place)));
