@@ -15,6 +15,7 @@ mod lone_client;
 mod prefetch;
 mod protocol;
 mod recorder;
+mod sequence;
 mod session;
 mod startup;
 mod tree;

@@ -269,11 +269,18 @@ const ATTRIBUTE_BYTES: usize = 88;
 /// Bytes of `fuse_entry_out`.
 const ENTRY_BYTES: usize = 40 + ATTRIBUTE_BYTES;
 
+/// `st_blksize` of directories with longer listings: C libraries make their buffers as large, and the kernel asks for as
+/// much at a time.
+const LISTING_BLOCK_BYTES: u32 = 256 << 10;
+
 fn put_attributes(out: &mut Vec<u8>, attributes: &Attributes) {
     let Attributes { number, size, mtime, mode, nlink, uid, gid, device } = *attributes;
     put_u64s(out, &[number, size, size.div_ceil(512), mtime, mtime, mtime]);
-    // No nanoseconds; block size 0 lets the kernel report a page, as ordinary file systems do.
-    put_u32s(out, &[0, 0, 0, mode, nlink, uid, gid, encode_device(device), 0, 0]);
+    let is_long_listing = mode & libc::S_IFMT == libc::S_IFDIR && size > u64::from(LISTING_BLOCK_BYTES);
+    // 0 lets the kernel report a page, as ordinary file systems do.
+    let block_size = if is_long_listing { LISTING_BLOCK_BYTES } else { 0 };
+    // No nanoseconds.
+    put_u32s(out, &[0, 0, 0, mode, nlink, uid, gid, encode_device(device), block_size, 0]);
 }
 
 /// The kernel's `new_encode_dev`: 12 bits of major, 20 of minor.

@@ -34,6 +34,12 @@ const PREFETCH_THREADS: usize = 4;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Longest listing sent at a time, bytes.
 const LISTING_BYTES: usize = 256 << 10;
+/// Bytes of the listing from which on attributes are only sent if names of the directory are looked up: to take them in
+/// costs the kernel 2 us an entry, ten times the listing itself, and who lists 10,000 names or more rarely asks for
+/// all. A hint only: what an entry is does not depend on it.
+const HUGE_LISTING: u64 = 256 << 10;
+/// Directories remembered as looked up in.
+const DIRECTORIES_REMEMBERED: u64 = 64;
 /// Longest read whose client is taken to wait for it, bytes.
 const SHORT_READ: u32 = 64 << 10;
 /// Longest link target the kernel takes, bytes (`PATH_MAX` less the NUL).
@@ -96,6 +102,8 @@ pub(super) struct Session {
     watch: Watch,
     reporter: Reporter,
     lone_client: LoneClient,
+    /// Directories of which names were looked up lately: see [`HUGE_LISTING`].
+    looked_up_in: Vec<AtomicU64>,
 }
 
 /// A slot with its number, which is that of its thread's place in the watch.
@@ -122,10 +130,18 @@ impl Session {
         reporter: Reporter,
     ) -> Session {
         let prefetcher = Prefetcher::new(tree.image().superblock().block_size);
-        let startup = Prefetch::new(startup);
-        let watch = Watch::new(threads);
-        let lone_client = LoneClient::new();
-        Session { tree, prefetcher, startup, device, agreement, unanswered, watch, reporter, lone_client }
+        Session {
+            tree,
+            prefetcher,
+            startup: Prefetch::new(startup),
+            device,
+            agreement,
+            unanswered,
+            watch: Watch::new(threads),
+            reporter,
+            lone_client: LoneClient::new(),
+            looked_up_in: (0..DIRECTORIES_REMEMBERED).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     /// Serves until the file system is unmounted, on one thread for each slot but the last [`RELIEF_MAX`]. What a
@@ -296,14 +312,14 @@ impl Session {
     fn handle(&self, header: &Header, operation: Operation<'_>, reply: &mut Reply) -> Result<(), Errno> {
         let node = || self.tree.node(header.node);
         match operation {
-            Operation::Lookup { name } => self.look_up(node()?, name, reply),
+            Operation::Lookup { name } => self.look_up(header.node, name, reply),
             Operation::GetAttr => {
                 protocol::put_attributes_reply(&mut reply.bytes, &self.tree.attributes(node()?)?);
                 Ok(())
             }
             Operation::ReadLink => self.read_link(node()?, reply),
-            Operation::Read { offset, size } => self.read(header.node, node()?, offset, size, reply),
-            Operation::ReadDir { offset, size, plus } => self.list(node()?, offset, size, plus, reply),
+            Operation::Read { offset, size } => self.read(node()?, offset, size, reply),
+            Operation::ReadDir { offset, size, plus } => self.list(header.node, (offset, size), plus, reply),
             Operation::GetXattr { name, size } => self.xattr(node()?, name, size, reply),
             Operation::ListXattr { size } => self.list_xattrs(node()?, size, reply),
             Operation::StatFs => self.statfs(reply),
@@ -333,12 +349,27 @@ impl Session {
         Ok(())
     }
 
-    fn look_up(&self, directory: Node<'_>, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
-        match self.tree.lookup(directory, name)? {
-            Some((id, attributes)) => protocol::put_entry(&mut reply.bytes, id, &attributes),
+    fn look_up(&self, directory: u64, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
+        match self.tree.lookup(self.tree.node(directory)?, name)? {
+            Some((id, attributes)) => {
+                if let Some(place) = self.looked_up_in(directory) {
+                    place.store(directory, Ordering::Relaxed);
+                }
+                protocol::put_entry(&mut reply.bytes, id, &attributes);
+            }
             None => protocol::put_negative_entry(&mut reply.bytes),
         }
         Ok(())
+    }
+
+    /// Where to remember that names of a directory are looked up.
+    fn looked_up_in(&self, directory: u64) -> Option<&AtomicU64> {
+        self.looked_up_in.get(usize::try_from(directory % DIRECTORIES_REMEMBERED).unwrap_or(0))
+    }
+
+    /// Whether somebody wants to know more of this directory's entries than their names.
+    fn is_looked_up_in(&self, directory: u64) -> bool {
+        self.looked_up_in(directory).is_some_and(|place| place.load(Ordering::Relaxed) == directory)
     }
 
     fn read_link(&self, node: Node<'_>, reply: &mut Reply) -> Result<(), Errno> {
@@ -350,13 +381,20 @@ impl Session {
         Ok(())
     }
 
-    fn read(&self, id: u64, node: Node<'_>, offset: u64, size: u32, reply: &mut Reply) -> Result<(), Errno> {
+    fn read(&self, node: Node<'_>, offset: u64, size: u32, reply: &mut Reply) -> Result<(), Errno> {
         let length = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
         match node {
             Node::Image(reference) => {
                 let open = || file_layout(self.tree.inode(reference)?.kind);
-                let layout = self.prefetcher.note_read(id, offset, u64::from(size), open)?;
-                reply.pieces = self.tree.image().read(&layout, offset, length).map_err(unreadable)?;
+                let range = (offset, u64::from(size));
+                let (layout, in_order) = self.prefetcher.note_read(&self.tree, reference, range, open)?;
+                let image = self.tree.image();
+                let pieces = if in_order {
+                    image.read_once(&layout, offset, length)
+                } else {
+                    image.read(&layout, offset, length)
+                };
+                reply.pieces = pieces.map_err(unreadable)?;
             }
             Node::Graft(_, graft::Node { kind: NodeKind::File { content, .. }, .. }) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
@@ -368,18 +406,14 @@ impl Session {
         Ok(())
     }
 
-    fn list(
-        &self,
-        directory: Node<'_>,
-        offset: u64,
-        size: u32,
-        plus: bool,
-        reply: &mut Reply,
-    ) -> Result<(), Errno> {
+    fn list(&self, id: u64, (offset, size): (u64, u32), plus: bool, reply: &mut Reply) -> Result<(), Errno> {
+        let directory = self.tree.node(id)?;
         let size = usize::try_from(size).unwrap_or(LISTING_BYTES).min(LISTING_BYTES);
         let limit = reply.bytes.len() + size;
+        let is_huge = plus && self.tree.attributes(directory)?.size > HUGE_LISTING;
+        let with_attributes = !is_huge || self.is_looked_up_in(id);
         self.tree.list(directory, offset, &mut |offer: Offer<'_>| {
-            let found = plus.then(|| self.tree.offered(&offer));
+            let found = plus.then(|| with_attributes.then(|| self.tree.offered(&offer)).flatten());
             if protocol::put_listed(&mut reply.bytes, limit, &offer.entry, found) {
                 ControlFlow::Continue(())
             } else {

@@ -88,6 +88,20 @@ impl<K: Copy + Eq + Hash, V: Clone> Cache<K, V> {
         }
     }
 
+    /// Lets go of a value that will not be wanted again. One that is being loaded stays.
+    pub(super) fn forget(&self, key: &K) {
+        let mut shard = self.shard(key);
+        if let Some(Slot::Ready { bytes, .. }) = shard.slots.get(key) {
+            let bytes = *bytes;
+            let value = shard.slots.remove(key);
+            shard.bytes = shard.bytes.saturating_sub(bytes);
+            shard.forget_order(key);
+            drop(shard);
+            // Freed without the lock.
+            drop(value);
+        }
+    }
+
     fn find(&self, key: K) -> Found<V> {
         let mut shard = self.shard(&key);
         match shard.slots.get_mut(&key) {
@@ -137,6 +151,13 @@ impl<K: Copy + Eq + Hash, V> Shard<K, V> {
         self.slots.insert(key, Slot::Ready { value, bytes, used: false });
         self.order.push_back(key);
         self.bytes += bytes;
+    }
+
+    /// Takes a key out of the order, where it is among the youngest: what is forgotten was loaded not long ago.
+    fn forget_order(&mut self, key: &K) {
+        if let Some(at) = self.order.iter().rposition(|other| other == key) {
+            self.order.remove(at);
+        }
     }
 
     /// Evicts until at most `budget` bytes are left; what was used since it last came up is spared once.
@@ -343,6 +364,24 @@ mod tests {
         }
         assert!(cache.bytes() > 50 * 1024);
         assert_eq!(reloads_of_the_used, 1);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_loaded_again_and_counts_no_more() {
+        let cache = Cache::new(64 * 1024, 1024);
+        let keep = |key| cache.get(key, || Ok((key, 1024))).unwrap();
+        let kept: Vec<u32> = (0..8).map(keep).collect();
+        let before = cache.bytes();
+        for key in kept {
+            cache.forget(&key);
+            cache.forget(&key);
+        }
+        assert_eq!((before > 0, cache.bytes()), (true, 0));
+        assert_eq!(cache.get(3, || Ok((33, 1024))).unwrap(), 33);
+        for key in 100..10_000 {
+            keep(key);
+            assert!(cache.bytes() <= 64 * 1024);
+        }
     }
 
     #[test]

@@ -28,6 +28,15 @@ pub(super) struct FragmentPart {
     pub(super) byte: u32,
 }
 
+/// How long a block stays in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// As long as there is room.
+    Yes,
+    /// Until its last byte was read.
+    ToItsEnd,
+}
+
 /// One data block as a file's block list has it.
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -41,15 +50,31 @@ impl Filesystem {
     /// The pieces of `length` bytes at `offset`, cut at the end of the file. They keep at most `length` bytes and two
     /// blocks in memory, however small the cache.
     pub fn read(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<Piece>, ReadError> {
+        self.read_keeping(file, offset, length, Keep::Yes)
+    }
+
+    /// As [`Filesystem::read`], for one who reads in order and will not ask again: blocks read to their end leave the
+    /// cache. Their memory serves the next ones while the processor still has it at hand.
+    pub fn read_once(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<Piece>, ReadError> {
+        self.read_keeping(file, offset, length, Keep::ToItsEnd)
+    }
+
+    fn read_keeping(
+        &self,
+        file: &FileLayout,
+        offset: u64,
+        length: usize,
+        keep: Keep,
+    ) -> Result<Vec<Piece>, ReadError> {
         let mut pieces = Vec::new();
-        self.each_piece(file, offset, length, |piece| push(&mut pieces, piece))?;
+        self.each_piece(file, offset, length, keep, |piece| push(&mut pieces, piece))?;
         Ok(pieces)
     }
 
     /// The bytes of [`Filesystem::read`] in one vector.
     pub fn read_bytes(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut bytes = Vec::new();
-        self.each_piece(file, offset, length, |piece| match piece.data() {
+        self.each_piece(file, offset, length, Keep::Yes, |piece| match piece.data() {
             Some(data) => bytes.extend_from_slice(data),
             None => bytes.resize(bytes.len() + piece.length(), 0),
         })?;
@@ -58,7 +83,7 @@ impl Filesystem {
 
     /// Decompresses the blocks that cover `length` bytes at `offset` into the cache (for read-ahead).
     pub fn prefetch(&self, file: &FileLayout, offset: u64, length: usize) -> Result<(), ReadError> {
-        self.each_piece(file, offset, length, drop)
+        self.each_piece(file, offset, length, Keep::Yes, drop)
     }
 
     /// The stretches of a file that are no holes, ascending, as offset and length in bytes. Reads the block list and no
@@ -96,6 +121,7 @@ impl Filesystem {
         file: &FileLayout,
         offset: u64,
         length: usize,
+        keep: Keep,
         mut each: impl FnMut(Piece),
     ) -> Result<(), ReadError> {
         let end = offset.saturating_add(length as u64).min(file.size);
@@ -110,7 +136,11 @@ impl Filesystem {
                 let block_start = at - at % block_size;
                 let block_end = (block_start + block_size).min(file.size);
                 let stop = block_end.min(end);
-                each(self.block_piece(list.next()?, block_end - block_start, at - block_start, stop - at)?);
+                let (block, expected) = (list.next()?, block_end - block_start);
+                each(self.block_piece(block, expected, at - block_start, stop - at)?);
+                if keep == Keep::ToItsEnd && stop == block_end && block.word != 0 {
+                    self.data.forget(&block.key(to_usize(expected)));
+                }
                 at = stop;
             }
         }
@@ -142,8 +172,7 @@ impl Filesystem {
         if block.word == 0 {
             return Ok(Piece::Zero(length));
         }
-        let key = (block.position, block.word, Content::Block(expected));
-        let block = self.data.get(key, || {
+        let block = self.data.get(block.key(expected), || {
             let bytes = self.load_block(block, expected)?;
             Ok((bytes, expected))
         })?;
@@ -246,6 +275,11 @@ impl Filesystem {
 }
 
 impl Block {
+    /// As part of a file, of `expected` bytes.
+    fn key(&self, expected: usize) -> DataKey {
+        (self.position, self.word, Content::Block(expected))
+    }
+
     /// Bytes on disk.
     fn stored(&self) -> usize {
         (self.word & (DATA_UNCOMPRESSED - 1)) as usize

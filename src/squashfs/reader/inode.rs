@@ -1,5 +1,6 @@
 //! Decoding inodes: every count is bounded by the inode table before anything is allocated.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::data::FragmentPart;
@@ -26,12 +27,43 @@ impl Directory {
 impl Filesystem {
     /// Decodes an inode.
     pub fn inode(&self, reference: InodeRef) -> Result<Inode, ReadError> {
+        let mut cursor = self.inode_cursor(reference)?;
+        self.decode_inode(reference, &mut cursor)
+    }
+
+    /// The files that follow `reference` in the inode table, until `each` breaks or the table ends. Writers put the
+    /// entries of a directory there in the order of their names.
+    pub fn files_after(
+        &self,
+        reference: InodeRef,
+        each: &mut dyn FnMut(InodeRef, FileLayout) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let mut cursor = self.inode_cursor(reference)?;
+        let mut inode = self.decode_inode(reference, &mut cursor)?;
+        loop {
+            skip_list(&inode.kind, &mut cursor)?;
+            let Some(here) = cursor.next_byte()? else { return Ok(()) };
+            let reference = InodeRef::new(here.block - self.tables.inodes.start, here.byte);
+            inode = self.decode_inode(reference, &mut cursor)?;
+            if let InodeKind::File(layout) = &inode.kind
+                && each(reference, layout.clone()).is_break()
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    fn inode_cursor(&self, reference: InodeRef) -> Result<Cursor<'_>, ReadError> {
         let region = self.tables.inodes;
         let at = MetadataPosition {
             block: region.start.saturating_add(reference.block()),
             byte: reference.offset(),
         };
-        let mut cursor = Cursor::new(self, region, at)?;
+        Cursor::new(self, region, at)
+    }
+
+    /// The inode at the cursor, which then stands in front of its block list or directory index, if it has one.
+    fn decode_inode(&self, reference: InodeRef, cursor: &mut Cursor<'_>) -> Result<Inode, ReadError> {
         let type_id = cursor.u16()?;
         let mode = cursor.u16()? & 0o7777;
         let (uid, gid) = (cursor.u16()?, cursor.u16()?);
@@ -41,17 +73,17 @@ impl Filesystem {
             let what = format!("inode number {number}, the image has 1 to {}", self.superblock.inode_count);
             return Err(cursor.corrupt(what));
         }
-        let body = self.inode_body(type_id, &mut cursor)?;
+        let body = self.inode_body(type_id, cursor)?;
         Ok(Inode {
             reference,
             number,
             mode,
-            uid: self.id(uid, number, &cursor)?,
-            gid: self.id(gid, number, &cursor)?,
+            uid: self.id(uid, number, cursor)?,
+            gid: self.id(gid, number, cursor)?,
             mtime,
             // A link count of 0 says "deleted" to whoever caches inodes, which nothing that can be found is.
             nlink: body.nlink.max(1),
-            xattr: self.xattr_index(body.xattr, number, &cursor)?,
+            xattr: self.xattr_index(body.xattr, number, cursor)?,
             kind: body.kind,
         })
     }
@@ -211,6 +243,22 @@ impl Filesystem {
             ));
         }
         Ok(())
+    }
+}
+
+/// Passes over what follows an inode: a file's block list, a directory's index.
+fn skip_list(kind: &InodeKind, cursor: &mut Cursor<'_>) -> Result<(), ReadError> {
+    match kind {
+        InodeKind::File(layout) => cursor.skip(layout.blocks.saturating_mul(4)),
+        InodeKind::Directory(Directory { index: Some(index), .. }) => {
+            for _ in 0..index.count {
+                cursor.skip(8)?;
+                let stored_length = cursor.u32()?;
+                cursor.skip(u64::from(stored_length) + 1)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

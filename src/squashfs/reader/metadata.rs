@@ -118,6 +118,15 @@ impl<'a> Cursor<'a> {
         MetadataPosition { block: self.position, byte: u16::try_from(self.byte).unwrap_or(u16::MAX) }
     }
 
+    /// Where the next byte lies, which is in the next block where this one is used up; nothing at the end of the region.
+    pub(super) fn next_byte(&mut self) -> Result<Option<MetadataPosition>, ReadError> {
+        if self.byte >= self.block.bytes.len() && self.block.next >= self.region.end {
+            return Ok(None);
+        }
+        self.enter_block()?;
+        Ok(Some(self.here()))
+    }
+
     /// The place just read contradicts the format.
     pub(super) fn corrupt(&self, what: impl AsRef<str>) -> ReadError {
         let what =

@@ -236,6 +236,18 @@ pub struct FileLayout {
     fragment: Option<FragmentPart>,
 }
 
+impl FileLayout {
+    /// The fragment that holds the tail, or the whole of a small file.
+    pub fn fragment(&self) -> Option<u32> {
+        self.fragment.map(|part| part.index)
+    }
+
+    /// Whether there is data outside of the fragment.
+    pub fn has_blocks(&self) -> bool {
+        self.blocks > 0
+    }
+}
+
 /// The type in a directory entry, basic form: see [`crate::squashfs::format::inode_type`].
 pub type EntryType = u16;
 
