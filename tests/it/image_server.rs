@@ -528,7 +528,12 @@ fn grafts_carry_binds() {
 /// Replies that the server gave while a script ran.
 #[track_caller]
 fn requests(script: &str) -> usize {
-    let mut service = Service::new();
+    requests_of(test_image(), script)
+}
+
+#[track_caller]
+fn requests_of(image: &Path, script: &str) -> usize {
+    let mut service = Service::of(image);
     let log = service.dir.path().join("strace");
     let trace = ["strace", "-f", "-y", "--seccomp-bpf", "-qq", "-e", "trace=writev", "-o"];
     service.wrapper = trace.iter().map(ToString::to_string).chain([log.display().to_string()]).collect();
@@ -550,6 +555,36 @@ fn nothing_is_asked_twice() {
 fn a_listing_with_attributes_costs_few_requests() {
     let count = requests("ls -l many | wc -l");
     assert!(count < 5_000 / 10, "{count} requests for 5000 entries");
+}
+
+#[test]
+fn a_huge_listing_costs_few_requests_and_attributes_follow_on_demand() {
+    const ENTRIES: usize = 12_000;
+    let dir = scratch();
+    let script = format!(
+        "set -e; mkdir -p tree/huge; cd tree/huge; seq -f 'an-entry-with-a-rather-long-name-%g' 1 {ENTRIES} | xargs touch
+        mkdir ../bin; cp /usr/bin/cat ../bin; cd ../..; mksquashfs tree image.sqsh -noappend -no-progress -quiet; rm -r tree"
+    );
+    stdout(Command::new("/bin/bash").args(["-c", &script]).current_dir(dir.path()));
+    let image = dir.path().join("image.sqsh");
+    let names = requests_of(&image, "ls -U huge | wc -l");
+    assert!(names < 100, "{names} requests for the names of {ENTRIES} entries");
+    let attributes = requests_of(&image, "ls -lU huge | wc -l");
+    assert!(attributes < ENTRIES / 2, "{attributes} requests for the attributes of {ENTRIES} entries");
+    let out =
+        check_equal(&Service::of(&image), "ls -U huge; ls -lgoU huge; find huge -printf '%p %i %s %m\\n'");
+    assert!(out.lines().count() > 3 * ENTRIES);
+}
+
+#[test]
+fn a_lone_client_is_served_well_and_so_are_many() {
+    // Long enough for the serving threads to follow, to stop following when others come, and to follow again.
+    let alone = "for n in $(seq 1 300); do [ -e none-$n ] && echo found; done";
+    let script = format!(
+        "{alone}; for j in 1 2 3 4; do (for n in $(seq 1 200); do [ -e $j/none-$n ] && echo found; cat small; done) & done
+        wait; {alone}; cat numbers | sha256sum; {alone}"
+    );
+    check_equal(&Service::new(), &script);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -552,6 +552,62 @@ fn prefetched_and_plain_reads_agree() {
 }
 
 #[test]
+fn reading_once_gives_the_same_as_reading() {
+    let _source = source_tree();
+    let (_dir, image) = make_image("-comp zstd -Xcompression-level 1 -b 16K");
+    let filesystem = open(&image);
+    let file = file_of(&filesystem, "/size-1234567");
+    let expected = fs::read(source_tree().path().join("size-1234567")).unwrap();
+    for step in [5_000, 16_384, 40_000, 131_072] {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < file.size {
+            for piece in filesystem.read_once(&file, bytes.len() as u64, step).unwrap() {
+                match piece.data() {
+                    Some(data) => bytes.extend_from_slice(data),
+                    None => bytes.resize(bytes.len() + piece.length(), 0),
+                }
+            }
+        }
+        assert!(bytes == expected, "in steps of {step}");
+    }
+}
+
+#[test]
+fn the_files_of_the_inode_table_are_those_of_the_tree() {
+    let _source = source_tree();
+    let (_dir, image) = make_image("-comp zstd -Xcompression-level 1 -b 16K");
+    let filesystem = open(&image);
+    let first = InodeRef::new(0, 0);
+    let mut expected = BTreeSet::new();
+    let walked = &mut |_: &[u8], inode: &Inode| {
+        if matches!(inode.kind, InodeKind::File(_)) && inode.reference != first {
+            expected.insert(inode.reference.0);
+        }
+        ControlFlow::Continue(())
+    };
+    filesystem.walk(walked).unwrap();
+    let mut found = Vec::new();
+    let each = &mut |reference: InodeRef, layout: FileLayout| {
+        match filesystem.inode(reference).unwrap().kind {
+            InodeKind::File(same) => assert_eq!(same.size, layout.size),
+            other => panic!("{other:?}"),
+        }
+        found.push(reference.0);
+        ControlFlow::Continue(())
+    };
+    filesystem.files_after(first, each).unwrap();
+    assert!(found.len() > 100, "{}", found.len());
+    assert!(found.iter().eq(&expected), "{} found, {} in the tree", found.len(), expected.len());
+    let mut few = 0;
+    let each = &mut |_: InodeRef, _: FileLayout| {
+        few += 1;
+        if few < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    filesystem.files_after(first, each).unwrap();
+    assert_eq!(few, 3);
+}
+
+#[test]
 fn holes_cost_no_memory() {
     let (_dir, image) = make_image("-comp gzip");
     let filesystem = open(&image);
