@@ -65,7 +65,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Starts the shell, whose read a trapped signal may cut short, and reads all of busybox so that a command costs no read of its program.
+    /// Starts the shell, and reads all of busybox so that a command costs no read of its program.
     #[track_caller]
     pub(crate) fn start(image: &Path) -> Job {
         Job::start_with(image, |_| {})
@@ -78,7 +78,7 @@ impl Job {
         change(&mut command);
         let mut child = command
             .arg(image)
-            .args(["sh", "-c", "while read -r command || [ $? -gt 128 ]; do eval \"$command\"; done"])
+            .args(["sh", "-c", "while read -r command; do eval \"$command\"; done"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

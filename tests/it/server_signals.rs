@@ -164,15 +164,13 @@ fn both_helpers(image: &Path) -> Vec<i32> {
 #[test]
 fn the_root_lives_from_sigterm_to_sigkill() {
     let (_dir, path, mut job) = own_job();
-    assert_eq!(job.ask("trap 'echo saving' TERM; echo trapped"), "trapped");
+    assert_eq!(job.ask("trap '' TERM; echo ready"), "ready");
     let helpers = both_helpers(&path);
     assert_eq!(helpers.len(), 2);
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGXCPU, libc::SIGUSR1] {
         helpers.iter().for_each(|pid| send(*pid, number));
     }
     send(-job.pid(), libc::SIGTERM);
-    // The shell's read is cut short by the trap.
-    assert_eq!(job.answer(), "saving");
     let begun = Instant::now();
     for number in 0..16 {
         job.check_file(number);
