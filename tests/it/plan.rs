@@ -1283,11 +1283,7 @@ fn resolved(plan: &mut LaunchPlan, links: &[(&str, &str)]) -> Result<Vec<PathBuf
 }
 
 fn destinations(plan: &LaunchPlan) -> Vec<&Path> {
-    let binds = plan.mount.ops.iter().filter_map(|planned| match &planned.op {
-        Op::Bind { destination, .. } => Some(destination.as_path()),
-        _ => None,
-    });
-    binds.collect()
+    plan.mount.ops.iter().filter_map(|planned| planned.op.destination()).map(PathBuf::as_path).collect()
 }
 
 #[test]
