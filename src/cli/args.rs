@@ -348,7 +348,7 @@ pub(crate) struct Trace {
     #[command(flatten)]
     pub(crate) options: LaunchOptions,
     /// Keep the profile in FILE and leave the image file as it is; IMAGE.profile is found by launches of IMAGE
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Seconds to record at most
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]

@@ -66,7 +66,7 @@ impl Voucher {
 
     fn index(&self, file: &File) -> io::Result<&Index> {
         let Hashes { place, squashfs_length } = &self.hashes;
-        let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+        let read_at = |offset: u64, bytes: &mut [u8]| read_whole(file, offset, bytes);
         let load = || Index::load(place, *squashfs_length, &read_at).map_err(|error| with_cause(&error));
         let index = self.index.get_or_init(load);
         index.as_ref().map_err(|why| io::Error::other(format!("the image file has changed, and {why}")))
@@ -76,7 +76,7 @@ impl Voucher {
         let index = self.index(file)?;
         let end = offset.saturating_add(bytes.len() as u64).min(self.hashes.squashfs_length);
         let Some(length) = end.checked_sub(offset).filter(|length| *length > 0) else { return Ok(0) };
-        let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+        let read_at = |offset: u64, bytes: &mut [u8]| read_whole(file, offset, bytes);
         let chunks = index.covering(offset, end, &read_at).map_err(io::Error::other)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let wanted = bytes.get_mut(..length).unwrap_or_default();
@@ -106,7 +106,7 @@ fn check_chunk(chunk: &Chunk, file: &File, offset: u64, wanted: &mut [u8]) -> io
     }
     BUFFER.with_borrow_mut(|buffer| {
         buffer.resize(usize::try_from(chunk.length).unwrap_or(0), 0);
-        file.read_exact_at(buffer, chunk.offset)?;
+        read_whole(file, chunk.offset, buffer)?;
         if !chunk.is(buffer) {
             return Err(wrong());
         }
@@ -117,6 +117,13 @@ fn check_chunk(chunk: &Chunk, file: &File, offset: u64, wanted: &mut [u8]) -> io
         let room = place(from).zip(place(to)).and_then(|(from, to)| wanted.get_mut(from..to));
         room.ok_or_else(wrong)?.copy_from_slice(part);
         Ok(())
+    })
+}
+
+fn read_whole(file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "the file ends before them"),
+        _ => error,
     })
 }
 

@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_cpu_of_a_thread_is_field_39() {
-        let line = b"7 (a) b (c) R 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 \
+        let line = b"7 (a) b (c) R 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 \
             34 35 36 37 38 127 40 41\n";
         assert_eq!(cpu_in_stat(line), Some(127));
         for bad in [&b""[..], b"7 (a", b"7 (a) R 3", b")"] {

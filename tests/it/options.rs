@@ -196,13 +196,14 @@ fn homes_and_what_is_left_out() {
     {
         check(options, &format!("ls -d {home} 2>/dev/null || echo none"), "none\n");
     }
-    for (name, path) in
-        [("proc", "/proc/self"), ("sys", "/sys/kernel"), ("dev", "/dev/null"), ("tmp", "/tmp")]
-    {
-        for more in [&[][..], &["--contain"]] {
+    for more in [&[][..], &["--contain"]] {
+        for (name, path) in [("proc", "/proc/self"), ("sys", "/sys/kernel"), ("dev", "/dev/null")] {
             let options = [&["--no-mount", name][..], more].concat();
             check(&options, &format!("ls -d {path} 2>/dev/null || echo none"), "none\n");
         }
+        // The image has one of its own, and the working directory is there.
+        let options = [&["--no-mount", "tmp,cwd"][..], more].concat();
+        check(&options, "busybox grep -c ' /tmp ' /proc/self/mountinfo || true", "0\n");
     }
     let mut elsewhere = job(&["--no-mount", "cwd"], "ls file 2>/dev/null || echo none");
     let other = tempfile::tempdir_in("/var/tmp").expect("directory");
@@ -231,7 +232,7 @@ fn a_root_in_memory_takes_any_write_and_forgets_it() {
     check(&[], "cat /work/note; ls /data/text", "a note\n/data/text\n");
     check(
         &["--writable-tmpfs"],
-        "stat -c '%u %g %a' /etc /work/note /bin/busybox | busybox sort -u; stat -c %u /proc/self",
+        "stat -c '%u %g %a' /etc /work/note /bin/busybox | busybox sort -u; stat -c %u /proc/self/",
         &{
             let ids = stdout(as_user("sh").args(["-c", "echo $(id -u) $(id -g)"]));
             let ids = ids.trim();

@@ -338,7 +338,7 @@ fn a_truncated_image_is_an_error_and_one_line() {
     job.check_file(0);
     let errors = job.finish();
     assert_eq!(reports(&errors).len(), 1, "{errors}");
-    assert!(reports(&errors)[0].contains("the file ends after"), "{errors}");
+    assert!(reports(&errors)[0].contains("the image file has changed"), "{errors}");
 }
 
 #[test]

@@ -100,10 +100,10 @@ fn a_profile_of_its_own_leaves_the_image_alone() {
     let before = (fs::read(&own).unwrap(), fs::metadata(&own).unwrap().ino());
     let side = dir.path().join("own.sqsh.profile");
     let typed = side.to_str().unwrap();
-    traced(&["-o", typed], &own, &["cat", "/data/text"]);
+    traced(&["--output", typed], &own, &["cat", "/data/text"]);
     assert!((fs::read(&own).unwrap(), fs::metadata(&own).unwrap().ino()) == before);
     let size = fs::metadata(&side).unwrap().len();
-    traced(&["-o", typed], &own, &["cat", "/data/large"]);
+    traced(&["--output", typed], &own, &["cat", "/data/large"]);
     assert!(fs::metadata(&side).unwrap().len() > size, "it was not added to");
     for options in [&[][..], &["--profile", typed], &["--no-prefetch"]] {
         let output = exec(options, &own, &["cat", "/data/text"]);
@@ -113,13 +113,13 @@ fn a_profile_of_its_own_leaves_the_image_alone() {
     // What is no profile is not replaced.
     let precious = dir.path().join("results");
     fs::write(&precious, "precious").unwrap();
-    let output = trace(&["-o", precious.to_str().unwrap()], &own, &["true"]);
+    let output = trace(&["--output", precious.to_str().unwrap()], &own, &["true"]);
     assert_fails(&output, 125, &["it is no start-up profile, so it is not replaced"]);
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     // An image that can hold none says where one can be.
     fs::write(&own, &before.0[..before.0.len() - 4096]).unwrap();
     assert_fails(&trace(&[], &own, &["true"]), 125, &["it has no hpcrun trailer", "-o "]);
-    traced(&["--fresh", "-o", typed], &own, &["cat", "/data/text"]);
+    traced(&["--fresh", "--output", typed], &own, &["cat", "/data/text"]);
     assert_eq!(exec(&[], &own, &["cat", "/data/text"]).stdout, b"no program\n");
 }
 
@@ -128,7 +128,7 @@ fn a_profile_of_another_image_is_ignored_with_a_word() {
     let dir = scratch();
     let own = own_image(dir.path());
     let side = dir.path().join("own.sqsh.profile");
-    traced(&["-o", side.to_str().unwrap()], &own, &["true"]);
+    traced(&["--output", side.to_str().unwrap()], &own, &["true"]);
     let other = crate::busybox_image::convert(
         dir.path(),
         "other",
@@ -206,7 +206,7 @@ fn a_full_disk_leaves_the_image_as_it_was() {
     let output = trace(&[], &own, &["true"]);
     let (after, names) = (fs::read(&own).unwrap(), names_in(&disk));
     let side = disk.join("own.sqsh.profile");
-    let beside = trace(&["-o", side.to_str().unwrap()], &own, &["true"]);
+    let beside = trace(&["--output", side.to_str().unwrap()], &own, &["true"]);
     assert_nobody_holds(&own);
     stdout(Command::new("umount").arg(&disk));
     assert_fails(&output, 125, &["No space left on device"]);
@@ -266,7 +266,7 @@ fn a_launch_reads_its_profile_ahead() {
     let own =
         crate::busybox_image::convert(dir.path(), "own", &serde_json::json!({"Env": ["PATH=/bin"]}), &tars);
     let side = dir.path().join("own.sqsh.profile");
-    traced(&["-o", side.to_str().unwrap()], &own, &["cat", "/large"]);
+    traced(&["--output", side.to_str().unwrap()], &own, &["cat", "/large"]);
     let most = 7 << 20;
     let after = |options: &[&str]| {
         assert_nobody_holds(&own);
@@ -292,7 +292,7 @@ fn whatever_a_profile_says_the_job_is_the_same() {
     let dir = scratch();
     let own = own_image(dir.path());
     let side = dir.path().join("own.sqsh.profile");
-    traced(&["-o", side.to_str().unwrap()], &own, &["cat", "/data/large"]);
+    traced(&["--output", side.to_str().unwrap()], &own, &["cat", "/data/large"]);
     let good = fs::read(&side).unwrap();
     let expected = stdout(hpcrun(["exec", "--no-prefetch"]).arg(&own).args(["find", "/data", "-type", "f"]));
     let mut random = Random::new(seed());

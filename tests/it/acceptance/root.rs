@@ -172,7 +172,7 @@ fn row_22_to_24_of_the_peers_sources_and_destinations() {
     fs::write(dir.path().join("a b, c=d/file"), "found\n").expect("write");
     for source in ["a b, c=d", "./a b, c=d", "../SELF/a b, c=d"] {
         let name = dir.path().file_name().expect("a name").to_string_lossy();
-        let bind = format!("{}:/x y", source.replace("SELF", &name));
+        let bind = format!("{}:/x y", source.replace("SELF", &name).replace(',', "\\,"));
         let shown = stdout(exec_with(&["--bind", &bind], &["cat", "/x y/file"]).current_dir(dir.path()));
         assert_eq!(shown, "found\n", "{bind}");
     }
