@@ -16,7 +16,7 @@ use crate::image::trailer::SectionKind;
 use crate::mount::server::Recorder;
 use crate::sys;
 use crate::sys::process::{self, Ended, Fork};
-use crate::sys::signal::{self, Held};
+use crate::sys::signal::{self, Taken};
 
 /// How long to wait for a signal where there is no reason to stop waiting.
 const LONG: Duration = Duration::from_secs(3600);
@@ -57,7 +57,7 @@ enum Start {
 struct Recording {
     recorder: Recorder,
     child: i32,
-    held: Held,
+    taken: Taken,
 }
 
 impl Recording {
@@ -68,12 +68,12 @@ impl Recording {
         command: Vec<OsString>,
         recorder: Recorder,
     ) -> Result<Start, Failure> {
-        let held = Held::hold().map_err(|error| refused(&error))?;
+        let taken = Taken::ends().map_err(|error| refused(&error))?;
         let (mut outcome, mut failed) = process::pipe().map_err(|error| refused(&error))?;
         match process::fork().map_err(|error| refused(&error))? {
             Fork::Child => {
                 drop(outcome);
-                held.release();
+                taken.give_back();
                 let Err(failure) = launch::traced(image, options, command, recorder);
                 failure.print();
                 // A parent that does not hear of it takes the command for one that ended at once.
@@ -89,7 +89,7 @@ impl Recording {
                         process::wait(child).map_err(|error| refused(&error))?;
                         Ok(Start::Failed(status[0]))
                     }
-                    _ => Ok(Start::Running(Box::new(Recording { recorder, child, held }))),
+                    _ => Ok(Start::Running(Box::new(Recording { recorder, child, taken }))),
                 }
             }
         }
@@ -107,7 +107,7 @@ impl Recording {
         let ended = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let patience = if left.is_zero() { LONG } else { left };
-            match self.held.wait(patience) {
+            match self.taken.wait_for(patience) {
                 Some(caught) if caught.number == libc::SIGCHLD => {
                     if let Some(ended) = process::try_wait(self.child).map_err(|error| refused(&error))? {
                         break ended;
@@ -127,7 +127,7 @@ impl Recording {
             }
         };
         finish();
-        drop(self.held);
+        self.taken.give_back();
         stored.unwrap_or(Ok(()))?;
         Ok(match ended {
             Ended::Exited(status) => u8::try_from(status).unwrap_or(u8::MAX),
@@ -154,7 +154,7 @@ impl Shelf {
             None => {
                 let side = profile::side_path(&self.image);
                 let hint =
-                    format!("-o {} keeps it in a file of its own, which launches find", side.display());
+                    format!("--output {} keeps it in a file of its own, which launches find", side.display());
                 if image.contents().is_none() {
                     let what = "it has no hpcrun trailer";
                     let message = format!("cannot keep a profile in {}: {what}", self.image.display());

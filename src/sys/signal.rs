@@ -44,9 +44,10 @@ pub struct Received {
     pub value: usize,
 }
 
-/// All signals of this process, held back to be waited for, and how they were handled before.
+/// Signals of this process, held back to be waited for, and how they were handled before.
 #[derive(Debug, Clone, Copy)]
 pub struct Taken {
+    taken: libc::sigset_t,
     mask: libc::sigset_t,
     child: libc::sighandler_t,
 }
@@ -54,21 +55,42 @@ pub struct Taken {
 impl Taken {
     /// Holds all signals back, and has ended children kept for `waitpid(2)`.
     pub fn all() -> Result<Taken, Error> {
-        let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
         let mut every = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
-        // SAFETY: the first call fills the set that the second reads; that fills the other. The disposition is no
-        // handler of ours.
-        unsafe {
+        // SAFETY: the call fills the set.
+        let every = unsafe {
             libc::sigfillset(every.as_mut_ptr());
-            if libc::sigprocmask(libc::SIG_SETMASK, every.as_ptr(), mask.as_mut_ptr()) != 0 {
-                return Err(Error::last("sigprocmask(SETMASK)"));
+            every.assume_init()
+        };
+        Taken::hold(every)
+    }
+
+    /// The same for what asks a program to end and what tells of a child: SIGINT, SIGTERM, SIGHUP and SIGCHLD.
+    pub fn ends() -> Result<Taken, Error> {
+        let mut some = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the first call fills the set, the others change it.
+        let some = unsafe {
+            libc::sigemptyset(some.as_mut_ptr());
+            for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
+                libc::sigaddset(some.as_mut_ptr(), number);
+            }
+            some.assume_init()
+        };
+        Taken::hold(some)
+    }
+
+    fn hold(taken: libc::sigset_t) -> Result<Taken, Error> {
+        let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the first call reads one set and fills the other. The disposition is no handler of ours.
+        unsafe {
+            if libc::sigprocmask(libc::SIG_BLOCK, &raw const taken, mask.as_mut_ptr()) != 0 {
+                return Err(Error::last("sigprocmask(BLOCK)"));
             }
             let child = libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            Ok(Taken { mask: mask.assume_init(), child })
+            Ok(Taken { taken, mask: mask.assume_init(), child })
         }
     }
 
-    /// Handles them as before; for the child that goes its own way.
+    /// Handles them as before; for the child that goes its own way, and when there is nothing more to wait for.
     pub fn give_back(self) {
         // SAFETY: both are what the process had before.
         unsafe {
@@ -81,21 +103,33 @@ impl Taken {
 
     /// Waits for the next signal.
     pub fn wait(&self) -> Received {
-        let mut every = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
-        let mut about = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
         loop {
-            // SAFETY: the first call fills the set; the second reads it and fills the structure, of which all zeroes
-            // is valid too. The value is read only where the kernel has set it.
-            unsafe {
-                libc::sigfillset(every.as_mut_ptr());
-                let number = libc::sigwaitinfo(every.as_ptr(), about.as_mut_ptr());
-                if number > 0 {
-                    let about = about.assume_init();
-                    let is_queued = about.si_code == libc::SI_QUEUE;
-                    let value = if is_queued { about.si_value().sival_ptr as usize } else { 0 };
-                    return Received { number, is_sent: about.si_code <= 0, value };
-                }
+            if let Some(received) = self.received(std::ptr::null()) {
+                return received;
             }
+        }
+    }
+
+    /// Waits for the next signal, at most `longest`.
+    pub fn wait_for(&self, longest: std::time::Duration) -> Option<Received> {
+        let time = libc::timespec {
+            tv_sec: libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: longest.subsec_nanos().into(),
+        };
+        self.received(&raw const time)
+    }
+
+    /// Wrapper for `sigtimedwait(2)`; a null `time` is for ever.
+    fn received(&self, time: *const libc::timespec) -> Option<Received> {
+        let mut about = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the call reads the set and the time, if any, and fills the structure, of which all zeroes is valid too.
+        // The value is read only where the kernel has set it.
+        unsafe {
+            let number = libc::sigtimedwait(&raw const self.taken, about.as_mut_ptr(), time);
+            let about = about.assume_init();
+            let is_queued = about.si_code == libc::SI_QUEUE;
+            let value = if is_queued { about.si_value().sival_ptr as usize } else { 0 };
+            (number > 0).then_some(Received { number, is_sent: about.si_code <= 0, value })
         }
     }
 }
@@ -155,69 +189,4 @@ fn set_handler(number: i32, handler: libc::sighandler_t) -> Result<(), Error> {
         return Err(Error::last(format!("rt_sigaction({number})")));
     }
     Ok(())
-}
-
-/// The signals that ask a program to end, and the one that tells of a child, kept back from their usual effect until this
-/// is [released](Held::release) or dropped.
-#[derive(Debug)]
-pub struct Held {
-    before: libc::sigset_t,
-    held: libc::sigset_t,
-}
-
-/// A signal that came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caught {
-    /// Its number.
-    pub number: i32,
-    /// Whether a process sent it to this one, and not the kernel or a terminal to all in the foreground.
-    pub is_sent: bool,
-}
-
-impl Held {
-    /// Holds SIGINT, SIGTERM, SIGHUP and SIGCHLD of the calling thread, of which there is only one. SIGCHLD gets its default
-    /// action, without which children would vanish unseen.
-    pub fn hold() -> Result<Held, Error> {
-        set_handler(libc::SIGCHLD, libc::SIG_DFL)?;
-        let mut held = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initialises the set, sigaddset changes it.
-        let held = unsafe {
-            libc::sigemptyset(held.as_mut_ptr());
-            for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
-                libc::sigaddset(held.as_mut_ptr(), number);
-            }
-            held.assume_init()
-        };
-        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: reads one set and, on success, fills the other.
-        match unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const held, before.as_mut_ptr()) } {
-            // SAFETY: filled by the call.
-            0 => Ok(Held { before: unsafe { before.assume_init() }, held }),
-            _ => Err(Error::last("sigprocmask(BLOCK)")),
-        }
-    }
-
-    /// Waits for a held signal, at most `longest`; none if there was none.
-    pub fn wait(&self, longest: std::time::Duration) -> Option<Caught> {
-        let time = libc::timespec {
-            tv_sec: libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: longest.subsec_nanos().into(),
-        };
-        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
-        // SAFETY: reads the set and the time, fills the info, which is valid when zeroed.
-        let number = unsafe { libc::sigtimedwait(&raw const self.held, info.as_mut_ptr(), &raw const time) };
-        // SAFETY: as above.
-        let info = unsafe { info.assume_init() };
-        (number > 0).then_some(Caught { number, is_sent: info.si_code <= 0 })
-    }
-
-    /// Gives the signals their effect back, also those that came meanwhile.
-    pub fn release(self) {}
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // SAFETY: reads one set, which a call filled.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
-    }
 }

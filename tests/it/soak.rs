@@ -388,6 +388,10 @@ fn check_cgroup_kills(rounds: usize) {
             .process_group(0)
             .spawn()
             .expect("sh");
+        let begun = Instant::now();
+        while cgroup.processes().is_empty() && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::thread::sleep(Duration::from_millis(random.below(400)));
         cgroup.kill(round % 2 == 1);
         child.wait().expect("wait");

@@ -118,7 +118,7 @@ fn a_profile_of_its_own_leaves_the_image_alone() {
     assert_eq!(fs::read(&precious).unwrap(), b"precious");
     // An image that can hold none says where one can be.
     fs::write(&own, &before.0[..before.0.len() - 4096]).unwrap();
-    assert_fails(&trace(&[], &own, &["true"]), 125, &["it has no hpcrun trailer", "-o "]);
+    assert_fails(&trace(&[], &own, &["true"]), 125, &["it has no hpcrun trailer", "--output "]);
     traced(&["--fresh", "--output", typed], &own, &["cat", "/data/text"]);
     assert_eq!(exec(&[], &own, &["cat", "/data/text"]).stdout, b"no program\n");
 }
