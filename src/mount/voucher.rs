@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::image::chunks::{Chunk, Index};
+use crate::image::chunks::{Chunk, ChunkError, Index};
 use crate::image::trailer::Place;
 use crate::squashfs::reader::Vouch;
 use crate::sys::file::{self, Stamp};
@@ -41,7 +41,7 @@ pub struct Voucher {
     hashes: Hashes,
     when: When,
     in_doubt: AtomicBool,
-    /// Loaded when the first chunk is checked; what went wrong then, goes wrong for good.
+    /// Loaded when the first chunk is checked. Hashes that are wrong then are wrong for good.
     index: OnceLock<Result<Index, String>>,
 }
 
@@ -57,19 +57,28 @@ impl Voucher {
             return true;
         }
         let When::ChangedSince(stamp) = self.when else { return true };
-        let is_same = file::stamp(file).is_ok_and(|now| now == stamp);
-        if !is_same {
-            self.in_doubt.store(true, Ordering::Relaxed);
+        match file::stamp(file) {
+            Ok(now) if now == stamp => return false,
+            Ok(_) => self.in_doubt.store(true, Ordering::Relaxed),
+            // For this read; the next one looks again.
+            Err(_) => {}
         }
-        !is_same
+        true
     }
 
     fn index(&self, file: &File) -> io::Result<&Index> {
         let Hashes { place, squashfs_length } = &self.hashes;
         let read_at = |offset: u64, bytes: &mut [u8]| read_whole(file, offset, bytes);
-        let load = || Index::load(place, *squashfs_length, &read_at).map_err(|error| with_cause(&error));
-        let index = self.index.get_or_init(load);
-        index.as_ref().map_err(|why| io::Error::other(format!("the image file has changed, and {why}")))
+        let changed = |why: &str| io::Error::other(format!("the image file has changed, and {why}"));
+        let index = match self.index.get() {
+            Some(known) => known,
+            None => match Index::load(place, *squashfs_length, &read_at) {
+                // Another time the store may answer.
+                Err(error @ ChunkError::Read(_)) => return Err(changed(&with_cause(&error))),
+                loaded => self.index.get_or_init(|| loaded.map_err(|error| with_cause(&error))),
+            },
+        };
+        index.as_ref().map_err(|why| changed(why))
     }
 
     fn check(&self, file: &File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {

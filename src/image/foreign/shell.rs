@@ -29,6 +29,16 @@ const DECIDED: [(&str, Option<&str>); 2] = [
 /// Characters of a line that a report shows.
 const SHOWN_MAX: usize = 80;
 
+/// Longest value, bytes: the kernel passes no longer string to a program (`MAX_ARG_STRLEN`).
+const VALUE_MAX: usize = 128 << 10;
+/// Bytes of all values together, and how many variables: far more than an environment holds.
+const VALUES_MAX: usize = 1 << 20;
+const VARIABLES_MAX: usize = 4096;
+/// Expansions within expansions.
+const DEPTH_MAX: u32 = 16;
+/// Lines passed over before the rest is not looked at.
+const PASSED_OVER_MAX: usize = 1000;
+
 /// Shell variables, in the order in which they were first named.
 #[derive(Debug, Default)]
 pub(super) struct Variables(Vec<Variable>);
@@ -62,12 +72,15 @@ impl Variables {
     /// Takes over the assignments of a script; gives the lines that it could not take over: `line 3: TEXT`.
     pub(super) fn apply(&mut self, script: &[u8], unset: Unset) -> Vec<String> {
         let Ok(text) = std::str::from_utf8(script) else { return vec!["all of it: not UTF-8".to_owned()] };
-        let mut parser = Parser { text, at: 0, variables: self, unset, touched: Vec::new() };
+        let mut parser = Parser { text, at: 0, variables: self, unset, touched: Vec::new(), depth: 0 };
         let mut passed_over = Vec::new();
+        let (mut number, mut counted) = (1, 0);
         while parser.skip_to_statement() {
             let start = parser.at;
             parser.touched.clear();
-            match parser.statement() {
+            parser.depth = 0;
+            let statement = if parser.variables.is_too_much() { None } else { parser.statement() };
+            match statement {
                 Some(assignments) => {
                     for (name, value, is_exported) in assignments {
                         let variable = parser.variables.entry(&name);
@@ -78,9 +91,12 @@ impl Variables {
                 }
                 None => {
                     let line = parser.pass_over_line(start);
-                    let stops = may_reach_further(line);
+                    let stops = may_reach_further(line)
+                        || passed_over.len() + 1 >= PASSED_OVER_MAX
+                        || parser.variables.is_too_much();
                     let shown: String = line.trim_end().chars().take(SHOWN_MAX).collect();
-                    let number = text.get(..start).map_or(0, |before| before.matches('\n').count()) + 1;
+                    number += text.get(counted..start).map_or(0, |between| between.matches('\n').count());
+                    counted = start;
                     let rest = if stops { " (and all that follows)" } else { "" };
                     passed_over.push(format!("line {number}{rest}: {shown}"));
                     if stops {
@@ -90,6 +106,13 @@ impl Variables {
             }
         }
         passed_over
+    }
+
+    /// Whether a hostile script has made more of them than an environment can hold.
+    fn is_too_much(&self) -> bool {
+        let bytes =
+            || self.0.iter().filter_map(|variable| variable.value.as_ref()).map(String::len).sum::<usize>();
+        self.0.len() > VARIABLES_MAX || bytes() > VALUES_MAX
     }
 
     fn find(&self, name: &str) -> Option<&Variable> {
@@ -133,6 +156,8 @@ struct Parser<'a> {
     unset: Unset,
     /// Names that the present statement assigns to.
     touched: Vec<String>,
+    /// Expansions that the present one is within.
+    depth: u32,
 }
 
 /// Each method gives nothing where the text is not plain.
@@ -288,6 +313,16 @@ impl<'a> Parser<'a> {
     }
 
     fn expansion(&mut self, value: &mut String, is_quoted: bool) -> Option<()> {
+        if self.depth >= DEPTH_MAX {
+            return None;
+        }
+        self.depth += 1;
+        self.expand(value, is_quoted)?;
+        self.depth -= 1;
+        (value.len() <= VALUE_MAX).then_some(())
+    }
+
+    fn expand(&mut self, value: &mut String, is_quoted: bool) -> Option<()> {
         self.take();
         match self.peek() {
             Some('{') => {
@@ -513,6 +548,19 @@ mod tests {
         let said = variables.apply(b"\nexport X=1\nif true; then\nexport Y=1\nfi", Unset::Unknown);
         assert_eq!(said, ["line 3 (and all that follows): if true; then"]);
         assert_eq!(variables.apply(b"\xff", Unset::Unknown), ["all of it: not UTF-8"]);
+    }
+
+    #[test]
+    fn hostile_scripts_end_soon_and_small() {
+        let doubling = format!("export A=xx\n{}", "A=$A$A\n".repeat(60));
+        let nested = format!("export B={}", "${C:-".repeat(200_000));
+        let many = "export D=$(x)\n".repeat(70_000);
+        let names = (0..70_000).fold(String::new(), |text, n| text + &format!("V{n}=1\n"));
+        for script in [doubling, nested, many, names] {
+            let (exported, passed_over) = after(&script, Unset::Unknown);
+            assert!(exported.iter().map(String::len).sum::<usize>() <= 2 * VALUE_MAX, "{}", &script[..40]);
+            assert!((1..=PASSED_OVER_MAX).contains(&passed_over), "{passed_over}: {}", &script[..40]);
+        }
     }
 
     /// Noise made of what matters to the parser: it ends, and takes over no variable with a NUL.

@@ -107,7 +107,7 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
     become_helper(&own.into_iter().chain(held).collect::<Vec<_>>())?;
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
-    let launch = Launch::new(ready, cpu);
+    let mut launch = Launch::new(ready, cpu);
     let mut record = Record::default();
     let keeper = std::process::id().cast_signed();
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
@@ -125,6 +125,8 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
             }
             Fork::Parent(server) => {
                 ahead = Ahead::default();
+                // By now the launch is over, or as good as over.
+                launch.forget_cpu();
                 match process::wait(server)? {
                     Ended::Exited(UNMOUNTED) => return Ok(()),
                     ended => match record.note(ended, born.elapsed()) {

@@ -22,6 +22,11 @@ impl Launch {
         Launch { pipe: Arc::new(pipe), cpu }
     }
 
+    /// From now on it is no matter where the launcher is.
+    pub(super) fn forget_cpu(&mut self) {
+        self.cpu = None;
+    }
+
     /// Waits for `mount(2)`; false if the launcher has gone before.
     pub(super) fn is_mounted(&self) -> bool {
         process::look_at(&self.pipe, PipeEvent::Bytes).is_ok_and(|seen| seen.has_bytes)

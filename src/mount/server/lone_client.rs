@@ -53,9 +53,16 @@ impl LoneClient {
         }
     }
 
+    /// Notes a short read, whose client may not wait for it: somebody else's ends the following.
+    pub(super) fn note_read(&self, client: u32) {
+        if self.client.load(Ordering::Relaxed) != client {
+            self.forget();
+        }
+    }
+
     /// Nobody is followed until somebody has asked alone again.
     pub(super) fn forget(&self) {
-        if self.streak.load(Ordering::Relaxed) != 0 {
+        if self.streak.load(Ordering::Relaxed) != 0 || self.cpu.load(Ordering::Relaxed) != ANYWHERE {
             self.streak.store(0, Ordering::Relaxed);
             self.cpu.store(ANYWHERE, Ordering::Relaxed);
         }

@@ -110,16 +110,18 @@ impl Prefetcher {
         let Some(place) = self.place(inode) else {
             return open().map(|layout| (Arc::new(layout), false));
         };
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut watch, is_new) = match place.take() {
-            Some(watch) if watch.inode == inode => (watch, false),
-            _ => (Watch { inode, layout: Arc::new(open()?), order: Order::default() }, true),
+        let lock = || place.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().take().filter(|watch| watch.inode == inode);
+        let is_new = known.is_none();
+        let mut watch = match known {
+            Some(watch) => watch,
+            // Nobody else waits if the store keeps this one waiting.
+            None => Watch { inode, layout: Arc::new(open()?), order: Order::default() },
         };
         let layout = Arc::clone(&watch.layout);
         let ahead = watch.order.note(offset, length, self.block_size, layout.size);
         let is_orderly = watch.order.is_orderly();
-        *place = Some(watch);
-        drop(place);
+        *lock() = Some(watch);
         if let Some((first, last)) = ahead {
             self.enqueue(inode, &layout, first, last);
         }
@@ -131,7 +133,8 @@ impl Prefetcher {
 
     /// Looks after the files that follow this one.
     fn note_file(&self, tree: &Tree, inode: InodeRef) {
-        let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever finds it taken does without: the holder may be waiting for the store.
+        let Ok(mut sequences) = self.sequences.try_lock() else { return };
         let next = sequences.note(tree.image(), inode);
         drop(sequences);
         for (inode, layout, length) in next {

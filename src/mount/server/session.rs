@@ -161,14 +161,15 @@ impl Session {
         }
         let mut places: Vec<Place> = slots.into_iter().enumerate().collect();
         let mut relief = places.split_off(places.len().saturating_sub(RELIEF_MAX));
-        let left_over: Vec<Place> = relief.extract_if(.., |(_, slot)| slot.unanswered().is_some()).collect();
+        let mut left_over: Vec<Place> =
+            relief.extract_if(.., |(_, slot)| slot.unanswered().is_some()).collect();
         let mut watcher = Some(Watcher { session: Arc::clone(&session), relief, ended });
         if places.iter().chain(&left_over).any(|(_, slot)| slot.unanswered().is_some()) {
             // The store may hang still.
             watcher.take().map(|watcher| spawn(move || watcher.run()));
             session.answer_left_over(places.iter().chain(&left_over));
         }
-        drop(left_over);
+        left_over.iter_mut().for_each(|(_, slot)| slot.clear());
         let mut places = places.into_iter();
         let own = places.next();
         let helper = Helper {
@@ -246,7 +247,7 @@ impl Session {
             Operation::Silent => return,
             // Asked for ahead, or long enough for the client to go on elsewhere meanwhile.
             Operation::Read { size, .. } if size > SHORT_READ => self.lone_client.forget(),
-            Operation::Read { .. } => {}
+            Operation::Read { .. } => self.lone_client.note_read(header.asker),
             _ => self.lone_client.note(header.asker),
         }
         self.watch.begin(place, &header);
@@ -260,7 +261,10 @@ impl Session {
             catch_unwind(AssertUnwindSafe(|| self.handle(&header, operation, reply)))
                 .unwrap_or(Err(Errno::EIO))
         };
-        if let Some(error) = trouble::noted() {
+        // What spoils an entry of a listing is told to whoever asks for that entry.
+        if let Some(error) = trouble::noted()
+            && outcome.is_err()
+        {
             self.reporter.report(header.asker, &error);
         }
         let sent = match outcome {

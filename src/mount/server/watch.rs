@@ -132,10 +132,10 @@ impl Watch {
         }
     }
 
-    /// Whether each of the first `serving` threads has been waiting for a while.
+    /// Whether as many threads as there are have been waiting for a while.
     fn all_wait(&self, now: u32, serving: usize) -> bool {
         let waits = |place: &Place| place.busy(now).is_some_and(|busy| busy.looks >= WAITING_LOOKS);
-        self.places.iter().take(serving).all(waits)
+        self.places.iter().filter(|place| waits(place)).count() >= serving
     }
 
     /// Until the next look; as long as nothing is being worked on, that is when the next request begins.

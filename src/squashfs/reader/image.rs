@@ -15,6 +15,9 @@ pub trait Vouch: std::fmt::Debug + Send + Sync {
     fn vouch(&self, file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<usize>;
 }
 
+/// Most bytes of its buffer that a thread keeps from one read to the next.
+const BUFFER_KEPT: usize = 256 << 10;
+
 /// A squashfs inside a file. Positions count from the superblock; errors name offsets in the file.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -117,7 +120,12 @@ impl Image {
             }
             let room = buffer.get_mut(..length).unwrap_or_default();
             let got = self.read_available(position, room)?;
-            each(room.get(..got).unwrap_or_default())
+            let outcome = each(room.get(..got).unwrap_or_default());
+            // Blocks of 1 MiB would add up over many threads.
+            if buffer.len() > BUFFER_KEPT {
+                *buffer = Vec::new();
+            }
+            outcome
         })
     }
 

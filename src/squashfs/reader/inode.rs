@@ -14,6 +14,10 @@ use crate::squashfs::format::{InodeRef, NO_FRAGMENT, NO_XATTR, inode_type};
 const SYMLINK_MAX: u32 = 65_535;
 /// A directory's stated size counts this much for `.` and `..`, which are not stored.
 const DOTS_SIZE: u32 = 3;
+/// Most inodes of other kinds in a row among files that follow each other.
+const INODES_PASSED: u32 = 256;
+/// Longest block list, or directory index, that is passed over on the way to the next inode: entries.
+const LIST_PASSED: u64 = 4096;
 /// The smallest run of a listing: a header and one entry with a name of one byte.
 const RUN_MIN: u32 = 12 + 8 + 1;
 
@@ -31,8 +35,8 @@ impl Filesystem {
         self.decode_inode(reference, &mut cursor)
     }
 
-    /// The files that follow `reference` in the inode table, until `each` breaks or the table ends. Writers put the
-    /// entries of a directory there in the order of their names.
+    /// The files that follow `reference` in the inode table, until `each` breaks or the table ends, or until going on would
+    /// take long: this is for reading ahead. Writers put the entries of a directory there in the order of their names.
     pub fn files_after(
         &self,
         reference: InodeRef,
@@ -40,17 +44,21 @@ impl Filesystem {
     ) -> Result<(), ReadError> {
         let mut cursor = self.inode_cursor(reference)?;
         let mut inode = self.decode_inode(reference, &mut cursor)?;
-        loop {
+        let mut passed = 0;
+        while passed < INODES_PASSED && !is_long(&inode.kind) {
             skip_list(&inode.kind, &mut cursor)?;
             let Some(here) = cursor.next_byte()? else { return Ok(()) };
             let reference = InodeRef::new(here.block - self.tables.inodes.start, here.byte);
             inode = self.decode_inode(reference, &mut cursor)?;
-            if let InodeKind::File(layout) = &inode.kind
-                && each(reference, layout.clone()).is_break()
-            {
-                return Ok(());
+            passed += 1;
+            if let InodeKind::File(layout) = &inode.kind {
+                passed = 0;
+                if each(reference, layout.clone()).is_break() {
+                    break;
+                }
             }
         }
+        Ok(())
     }
 
     fn inode_cursor(&self, reference: InodeRef) -> Result<Cursor<'_>, ReadError> {
@@ -259,6 +267,15 @@ fn skip_list(kind: &InodeKind, cursor: &mut Cursor<'_>) -> Result<(), ReadError>
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether passing over what follows an inode would take long.
+fn is_long(kind: &InodeKind) -> bool {
+    match kind {
+        InodeKind::File(layout) => layout.blocks > LIST_PASSED,
+        InodeKind::Directory(Directory { index: Some(index), .. }) => u64::from(index.count) > LIST_PASSED,
+        _ => false,
     }
 }
 
