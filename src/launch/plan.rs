@@ -15,7 +15,7 @@ use super::{identity, overlay};
 use crate::host::{Host, Kind};
 use crate::image::config::ImageConfig;
 use crate::mount::graft::Graft;
-use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource};
+use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
 use crate::policy::decide::{HostPath, Variables};
@@ -152,7 +152,9 @@ pub fn plan(
     };
     check_fuse(&root, &binds, host)?;
     let (cwd, cwd_reason) = working_directories(request, &image.config, &binds, host)?;
-    let scope = share_scope(request, policy, host).filter(|_| guise.isolation == Isolation::default());
+    let is_private = keeps_in_memory(overlay.as_ref(), &binds);
+    let scope = share_scope(request, policy, host, is_private);
+    let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks)?;
     let Command { program, argv, image_field } = command::of_request(request, image, host)?;
@@ -214,6 +216,13 @@ fn check_fuse(root: &RootSource, binds: &Binds, host: &Host) -> Result<(), PlanE
         Some(why) => Err(PlanError::Fuse { why: why.to_owned() }),
         None => Ok(()),
     }
+}
+
+/// Whether what the job writes is seen in these namespaces only. A directory of the host is the same for all who name it.
+fn keeps_in_memory(overlay: Option<&PlannedOp>, binds: &Binds) -> bool {
+    let is_memory = |bind: &binds::Bind| matches!(bind.shown, binds::Shown::Memory { .. });
+    overlay.is_some_and(|planned| matches!(planned.op, Op::Overlay { upper: Upper::Memory { .. }, .. }))
+        || binds.binds.iter().any(is_memory)
 }
 
 fn guise(request: &Request, policy: &Policy) -> Result<Guise, PlanError> {

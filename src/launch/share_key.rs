@@ -13,8 +13,9 @@ use crate::mount::plan::MountPlan;
 use crate::policy::Policy;
 use crate::policy::rules::Share;
 
-/// What the processes that share namespaces have in common; none when this process is by itself.
-pub fn share_scope(request: &Request, policy: &Policy, host: &Host) -> Option<String> {
+/// What the processes that share namespaces have in common; none when this process is by itself. `is_private` tells
+/// whether the new root keeps in memory what the job writes.
+pub fn share_scope(request: &Request, policy: &Policy, host: &Host, is_private: bool) -> Option<String> {
     let launcher = &host.launcher;
     let scope = match request.share.unwrap_or_else(|| policy.share()) {
         Share::None => return None,
@@ -23,8 +24,10 @@ pub fn share_scope(request: &Request, policy: &Policy, host: &Host) -> Option<St
     };
     let has_directory = host.share_directory.is_some();
     let has_siblings = launcher.kind != LauncherKind::None;
-    // A launcher without ids: what else is hashed keeps apart what differs, and the new root is read-only.
-    (has_directory && has_siblings).then(|| scope.clone().unwrap_or_else(|| "none".to_owned()))
+    // A launcher without ids: what else is hashed keeps apart what differs. Two `mpirun` of equal plans share, which is
+    // harmless only where neither sees what the other writes; who asks for it by name knows that one runs at a time.
+    let nameless = (!is_private || request.share.is_some()).then(|| "none".to_owned());
+    if has_directory && has_siblings { scope.clone().or(nameless) } else { None }
 }
 
 /// The name under which ranks of equal launches find each other.

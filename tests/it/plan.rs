@@ -21,7 +21,7 @@ use hpcrun::host::{Features, Host, Kernel, Kind, Launcher, PathFact, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
 use hpcrun::launch::plan::FileId;
-use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, Verb};
+use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, Verb, Writable};
 use hpcrun::launch::resolve::ResolveError;
 use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe, plan, resolve};
 use hpcrun::mount::graft::Graft;
@@ -1215,6 +1215,16 @@ fn who_is_alone_shares_with_nobody() {
     // Hydra names no job: its ranks share by what else is equal.
     let hydra = laptop().with_env(&[("PMI_FD", "5"), ("PMI_RANK", "0")]);
     assert!(share_name(&hydra, &exec(&["x"]), &builtin).is_some());
+    // Not by what they write: another mpirun may be somebody else's work.
+    let writable = Writable { overlays: Vec::new(), tmpfs: Some(None) };
+    let contained = Request { contain: Some("--contain"), ..exec(&["x"]) };
+    let with_scratch = Request { scratch: vec!["/s".into()], ..exec(&["x"]) };
+    for request in [Request { writable, ..exec(&["x"]) }, contained, with_scratch] {
+        assert_eq!(share_name(&hydra, &request, &builtin), None, "{request:?}");
+        assert!(share_name(&slurm_node(), &request, &builtin).is_some(), "{request:?}");
+        let asked = Request { share: Some(Share::Step), ..request };
+        assert!(share_name(&hydra, &asked, &builtin).is_some(), "{asked:?}");
+    }
 }
 
 #[test]
