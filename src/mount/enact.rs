@@ -146,8 +146,10 @@ pub fn enact(
         root: None,
         launching: None,
     };
+    let mut left_out = Vec::new();
     for (planned, source) in plan.ops.iter().zip(sources) {
         if source.is_none() && matches!(planned.op, Op::Bind { .. }) {
+            left_out.push(planned);
             continue;
         }
         observer(Event::Op(planned));
@@ -155,12 +157,13 @@ pub fn enact(
             // Links of the image led this mount point below another bind, where the host has no such place.
             Err(MountError::Destination { source: cause, .. }) if planned.op.is_optional() => {
                 observer(Event::LeftOut { op: planned, cause: &cause });
+                left_out.push(planned);
             }
             outcome => outcome?,
         }
     }
     if plan.ops.last().is_some_and(|last| last.op == Op::PivotRoot) {
-        verify::mounts(plan)?;
+        verify::mounts(plan, &left_out)?;
     }
     Ok(enactment.launching)
 }

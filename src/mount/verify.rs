@@ -3,20 +3,18 @@
 use std::path::Path;
 
 use crate::mount::enact::MountError;
-use crate::mount::plan::{Access, MountPlan, Op, Upper};
+use crate::mount::plan::{Access, MountPlan, Op, PlannedOp, Upper};
 use crate::sys::mount;
 
 const NAMES: [(u64, &str); 3] =
     [(libc::MOUNT_ATTR_RDONLY, "ro"), (libc::MOUNT_ATTR_NOSUID, "nosuid"), (libc::MOUNT_ATTR_NODEV, "nodev")];
 
-/// Checks the mounts of `plan`, whose root is now `/`.
-pub(super) fn mounts(plan: &MountPlan) -> Result<(), MountError> {
-    for (index, planned) in plan.ops.iter().enumerate() {
+/// Checks the mounts of `plan`, whose root is now `/`, but for the optional ones that were left out.
+pub(super) fn mounts(plan: &MountPlan, left_out: &[&PlannedOp]) -> Result<(), MountError> {
+    let done: Vec<&PlannedOp> = plan.ops.iter().filter(|planned| !left_out.contains(planned)).collect();
+    for (index, planned) in done.iter().enumerate() {
         let is_covered = |path: &Path| {
-            plan.ops
-                .iter()
-                .skip(index + 1)
-                .any(|later| later.op.destination().is_some_and(|other| other == path))
+            done.iter().skip(index + 1).any(|later| later.op.destination().is_some_and(|other| other == path))
         };
         let wanted = match &planned.op {
             Op::Root(_) => root_attributes(plan),
@@ -24,7 +22,7 @@ pub(super) fn mounts(plan: &MountPlan) -> Result<(), MountError> {
                 libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV
             }
             Op::Tmpfs { .. } | Op::Processes { .. } => libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
-            Op::Bind { access: Access::ReadOnly, .. } if !planned.op.is_optional() => libc::MOUNT_ATTR_RDONLY,
+            Op::Bind { access: Access::ReadOnly, .. } => libc::MOUNT_ATTR_RDONLY,
             Op::Bind { .. } | Op::Overlay { .. } | Op::PivotRoot => continue,
         };
         let path = planned.op.destination().map_or(Path::new("/"), |path| path);
