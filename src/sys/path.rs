@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::{Error, is_missing};
 
@@ -172,11 +172,14 @@ pub fn make_directory_in(directory: &PathFd, path: &Path, mode: u32) -> Result<(
         |call, errno| Error::new(format!("{call}({:?}, {path:?}, {mode:#o})", directory.path()), errno);
     let mode = Mode::from_bits_truncate(mode);
     match nix::sys::stat::mkdirat(directory, path, mode) {
-        Ok(()) => nix::sys::stat::fchmodat(directory, path, mode, FchmodatFlags::FollowSymlink)
-            .map_err(|errno| refused("fchmodat", errno)),
-        Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(refused("mkdirat", errno)),
+        Ok(()) => {}
+        Err(Errno::EEXIST) => return Ok(()),
+        Err(errno) => return Err(refused("mkdirat", errno)),
     }
+    // By now somebody who can write to `directory` may have put a link there.
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let made = openat(directory, path, flags, Mode::empty()).map_err(|errno| refused("openat", errno))?;
+    nix::sys::stat::fchmod(&made, mode).map_err(|errno| refused("fchmod", errno))
 }
 
 /// Makes an empty file at a path below `directory`.
