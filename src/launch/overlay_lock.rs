@@ -22,9 +22,8 @@ pub(super) fn take(plan: &MountPlan) -> Result<Option<RawFd>, EnactError> {
     let Some(path) = directory else { return Ok(None) };
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let opened = path::open_directory_itself(path);
-        let opened = opened.map_err(|source| EnactError::OverlayLock { path: path.clone(), source })?;
-        match Locked::try_exclusive(opened) {
+        let locked = path::open_directory_itself(path).and_then(Locked::try_exclusive);
+        match locked.map_err(|source| EnactError::OverlayLock { path: path.clone(), source })? {
             Some(locked) => return Ok(Some(locked.keep())),
             None if Instant::now() >= deadline => {
                 return Err(EnactError::OverlayInUse { path: path.clone() });

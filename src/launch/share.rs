@@ -143,7 +143,9 @@ impl Group {
         for entry in entries.take(SWEPT_FILES).flatten() {
             let name = entry.file_name();
             if self.path.file_name() != Some(name.as_os_str()) {
-                remove_if_abandoned(&self.directory, &name, Locked::try_exclusive);
+                remove_if_abandoned(&self.directory, &name, |file| {
+                    Locked::try_exclusive(file).ok().flatten()
+                });
             }
         }
     }

@@ -28,8 +28,12 @@ impl Locked {
     }
 
     /// The same without waiting: none if somebody else has it locked.
-    pub fn try_exclusive(file: File) -> Option<Locked> {
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).ok().map(Locked)
+    pub fn try_exclusive(file: File) -> Result<Option<Locked>, Error> {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Ok(Some(Locked(locked))),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(Error::new("flock(EX|NB)", errno)),
+        }
     }
 
     /// Keeps the lock for as long as this process, or one forked from it that keeps the descriptor, has it open. Gives
