@@ -203,7 +203,7 @@ impl EnactError {
 /// Becomes the job of `plan`: same process, with the plan's root, no privilege, the plan's environment and everything
 /// else as it was. Returns only if that fails; the process then is somewhere on the way and can only report and exit.
 ///
-/// `images` are the files that the plan serves, in its order, `grafts` its additions to the first; neither is used if
+/// `images` are the files that the plan serves, in its order, `grafts` its additions to the root; neither is used if
 /// another rank's namespaces are joined. `observer` hears what is done just before it is done. The caller has one
 /// thread.
 pub fn enact(
@@ -277,7 +277,8 @@ fn create(
         gid,
         source,
     })?;
-    let mut grafts = Some(grafts);
+    // A premounted root has no server: the first one is then a data image's.
+    let mut grafts = plan.mount.is_served().then_some(grafts);
     let mut served = Vec::with_capacity(images.len());
     for image in images {
         served.push(serve(plan, image, grafts.take(), lock)?);
