@@ -70,11 +70,11 @@ fn of_options(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Request,
         umask: umask(options, ambient)?,
         ..Request::default()
     };
+    request.binds = binds(options, ambient, &mut request.scratch)?;
     // A directory for what is kept in memory otherwise says nothing where nothing is, and a site may set it for all.
     if options.workdir.is_none() && request.contain.is_none() && request.scratch.is_empty() {
         request.workdir = None;
     }
-    request.binds = binds(options, ambient, &mut request.scratch)?;
     Ok(request)
 }
 
@@ -135,7 +135,9 @@ fn home(options: &LaunchOptions, ambient: &Ambient<'_>, left_out: bool) -> Resul
     };
     let mut binds = BindOption::parse_list(&option, typed)?;
     match (binds.pop(), binds.is_empty()) {
-        (Some(bind), true) if !bind.is_image => Ok(HomeWish::At(bind)),
+        (Some(bind), true) if !bind.is_image => {
+            Ok(HomeWish::At(BindOption { is_ambient: options.home.is_none(), ..bind }))
+        }
         _ => Err(RequestError::Value {
             option,
             typed: typed.to_owned(),
