@@ -24,9 +24,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Runs the command and stores the profile.
 pub(crate) fn run(args: Trace, quiet: bool) -> Result<u8, Failure> {
     let (image, command) = launch::split(args.words);
-    if args.options.explain {
-        return Err(Failure::plain("--explain explains launches").hint("use it with 'hpcrun exec'"));
-    }
+    refuse_idle(&args.options)?;
     let shelf = Shelf { image, output: args.output, fresh: args.fresh, quiet };
     shelf.check()?;
     let recorder = Recorder::new().map_err(|error| refused(&error))?;
@@ -35,6 +33,20 @@ pub(crate) fn run(args: Trace, quiet: bool) -> Result<u8, Failure> {
         Start::Running(recording) => recording.follow(Duration::from_secs(args.seconds.into()), store),
         Start::Failed(status) => Ok(status),
     }
+}
+
+/// Refuses the options that would do nothing: a recorded launch shares with nobody and reads nothing ahead.
+fn refuse_idle(options: &LaunchOptions) -> Result<(), Failure> {
+    let why = match options {
+        LaunchOptions { explain: true, .. } => "--explain explains launches",
+        LaunchOptions { profile: Some(_), .. } => {
+            "--profile names what a launch reads ahead, which a trace does not"
+        }
+        LaunchOptions { no_prefetch: true, .. } => "--no-prefetch says nothing: a trace reads nothing ahead",
+        LaunchOptions { share: Some(_), .. } => "--share says nothing: a trace shares with nobody",
+        _ => return Ok(()),
+    };
+    Err(Failure::plain(why).hint("use it with 'hpcrun exec'"))
 }
 
 fn refused(error: &sys::Error) -> Failure {
@@ -128,11 +140,17 @@ impl Recording {
         };
         finish();
         self.taken.give_back();
-        stored.unwrap_or(Ok(()))?;
-        Ok(match ended {
+        let status = match ended {
             Ended::Exited(status) => u8::try_from(status).unwrap_or(u8::MAX),
             Ended::Killed(signal) => 128u8.saturating_add(u8::try_from(signal).unwrap_or(0)),
-        })
+        };
+        match stored {
+            // The command's own failure says more than that of its profile.
+            Some(Err(failure)) if status != 0 => failure.print(),
+            Some(Err(failure)) => return Err(failure),
+            Some(Ok(())) | None => {}
+        }
+        Ok(status)
     }
 }
 
