@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use crate::cli::args::parse_size;
 
-/// Options shared by `exec`, `run` and `shell`. Each may be given by a variable, too: docs/environment.md.
+/// Options shared by `exec`, `run` and `shell`. Most may be given by a variable, too: docs/environment.md.
 #[derive(Debug, Args)]
 pub(crate) struct LaunchOptions {
     /// Make host paths visible: SRC[:DST[:ro|rw|image]][,...]; may be repeated
