@@ -16,8 +16,8 @@ use crate::host::Environment;
 use crate::launch::env_file;
 use crate::launch::mount_option::{MountOption, split_list};
 use crate::launch::request::{
-    BindOption, EnvOption, HomeWish, Init, Isolation, LeftOut, OverlayOption, Request, RequestError, Verb,
-    Writable,
+    BindOption, EnvOption, HomeWish, Init, Isolation, LeftOut, OverlayOption, Request, RequestError,
+    ScratchOption, Verb, Writable,
 };
 use crate::policy::rules;
 
@@ -54,7 +54,7 @@ fn of_options(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Request,
             (false, false) => None,
         },
         left_out,
-        scratch: lists(&values(&options.scratch, ambient, &["SCRATCH", "SCRATCHDIR"])),
+        scratch: scratch(options, ambient),
         workdir: path(&options.workdir, ambient, &["WORKDIR"]),
         writable: writable(options, ambient)?,
         root_mapped: set(options.fakeroot, &["FAKEROOT"])?,
@@ -90,16 +90,19 @@ fn path(typed: &Option<PathBuf>, ambient: &Ambient<'_>, names: &[&str]) -> Optio
     typed.clone().or_else(|| ambient.value(names).map(|(_, value)| PathBuf::from(value)))
 }
 
-/// The paths of lists with commas.
-fn lists(values: &[OsString]) -> Vec<PathBuf> {
-    values.iter().flat_map(|value| split_list(value)).map(PathBuf::from).collect()
+/// Lists with commas.
+fn scratch(options: &LaunchOptions, ambient: &Ambient<'_>) -> Vec<ScratchOption> {
+    let is_ambient = options.scratch.is_empty();
+    let values = values(&options.scratch, ambient, &["SCRATCH", "SCRATCHDIR"]);
+    let directories = values.iter().flat_map(|value| split_list(value)).map(PathBuf::from);
+    directories.map(|directory| ScratchOption { directory, is_ambient }).collect()
 }
 
 /// Binds add up, whoever names them.
 fn binds(
     options: &LaunchOptions,
     ambient: &Ambient<'_>,
-    scratch: &mut Vec<PathBuf>,
+    scratch: &mut Vec<ScratchOption>,
 ) -> Result<Vec<BindOption>, RequestError> {
     let mut binds = Vec::new();
     if let Some((option, value)) = ambient.value(&["BIND", "BINDPATH"]) {
@@ -119,7 +122,7 @@ fn binds(
     for (is_ambient, typed) in mounts {
         match MountOption::parse(&typed)? {
             MountOption::Bind(bind) => binds.push(BindOption { is_ambient, ..bind }),
-            MountOption::Tmpfs(path) => scratch.push(path),
+            MountOption::Tmpfs(directory) => scratch.push(ScratchOption { directory, is_ambient }),
         }
     }
     Ok(binds)

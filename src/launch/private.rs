@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::binds::{Bind, Party, Shown, Site, check_destination, host_path};
 use super::plan::PlanError;
-use super::request::{HomeWish, LeftOut, Request};
+use super::request::{HomeWish, LeftOut, Request, ScratchOption};
 use crate::host::{Host, Kind};
 use crate::mount::plan::{Access, Entry, Need, Reason};
 use crate::policy::path::normalise;
@@ -40,7 +40,8 @@ pub(super) fn mounts(request: &Request, site: &Site<'_>) -> Result<Vec<Bind>, Pl
         let reason = Reason::Flag(flag.to_owned());
         mounts.extend(private.contained(request, site.host, &reason));
     }
-    for directory in &request.scratch {
+    for ScratchOption { directory, is_ambient } in &request.scratch {
+        let party = if *is_ambient { Party::Ambient } else { Party::User };
         let reason = Reason::Flag(format!("--scratch {}", directory.display()));
         if !directory.is_absolute() {
             return Err(PlanError::RelativeScratch { path: directory.clone() });
@@ -48,7 +49,7 @@ pub(super) fn mounts(request: &Request, site: &Site<'_>) -> Result<Vec<Bind>, Pl
         let destination = normalise(Path::new("/"), directory);
         check_destination(&destination, &reason)?;
         let below = Path::new("scratch").join(destination.strip_prefix("/").unwrap_or(&destination));
-        mounts.push(private.directory(&destination, &below, 0o755, Party::User, &reason));
+        mounts.push(private.directory(&destination, &below, 0o755, party, &reason));
     }
     Ok(mounts)
 }

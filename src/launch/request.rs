@@ -30,7 +30,7 @@ pub struct Request {
     /// `--no-mount`.
     pub left_out: Vec<LeftOut>,
     /// `--scratch`: directories of the new root that begin empty.
-    pub scratch: Vec<PathBuf>,
+    pub scratch: Vec<ScratchOption>,
     /// `--workdir`: the host directory that keeps what would else be in memory.
     pub workdir: Option<PathBuf>,
     /// Whether the root can be written to.
@@ -131,6 +131,15 @@ pub enum Init {
     Own,
     /// `--no-init`: the job.
     Job,
+}
+
+/// One `--scratch DIR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScratchOption {
+    /// Directory of the new root, as typed.
+    pub directory: PathBuf,
+    /// Whether it came from the environment, and so gives way to an option.
+    pub is_ambient: bool,
 }
 
 /// One `--bind` or `--mount`.

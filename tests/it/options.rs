@@ -114,6 +114,14 @@ fn variables_stand_in_for_options() {
     assert_eq!(with(&[("HPCRUN_CWD", "/data")], &["--pwd", "/etc"], "pwd"), "/etc\n");
     assert_eq!(with(&[("APPTAINER_WRITABLE_TMPFS", "true")], &[], "touch /new; ls /new"), "/new\n");
     assert_eq!(with(&[("HPCRUN_WRITABLE_TMPFS", "4M")], &[], "touch /new; ls /new"), "/new\n");
+    for name in ["HPCRUN_HOME", "HPCRUN_SCRATCH", "HPCRUN_BIND"] {
+        let value = if name == "HPCRUN_SCRATCH" { "/x" } else { "/tmp:/x" };
+        assert_eq!(with(&[(name, value)], &["--bind", &a], "cat /x/file"), "in a\n", "{name}");
+    }
+    let workdir = [("HPCRUN_WORKDIR", format!("{path}/a"))];
+    let workdir = workdir.each_ref().map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(with(&workdir, &["--mount", "type=tmpfs,dst=/s"], "echo kept >/s/f"), "");
+    assert_eq!(fs::read_to_string(dir.path().join("a/scratch/s/f")).expect("kept"), "kept\n");
     assert_eq!(with(&[("HPCRUN_UMASK", "0077")], &[], "umask"), "0077\n");
     let image = image().display().to_string();
     let told = with(

@@ -21,7 +21,7 @@ use hpcrun::host::{Features, Host, Kernel, Kind, Launcher, PathFact, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
 use hpcrun::launch::plan::FileId;
-use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, Verb, Writable};
+use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, ScratchOption, Verb, Writable};
 use hpcrun::launch::resolve::ResolveError;
 use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe, plan, resolve};
 use hpcrun::mount::graft::Graft;
@@ -1218,7 +1218,10 @@ fn who_is_alone_shares_with_nobody() {
     // Not by what they write: another mpirun may be somebody else's work.
     let writable = Writable { overlays: Vec::new(), tmpfs: Some(None) };
     let contained = Request { contain: Some("--contain"), ..exec(&["x"]) };
-    let with_scratch = Request { scratch: vec!["/s".into()], ..exec(&["x"]) };
+    let with_scratch = Request {
+        scratch: vec![ScratchOption { directory: "/s".into(), is_ambient: false }],
+        ..exec(&["x"])
+    };
     for request in [Request { writable, ..exec(&["x"]) }, contained, with_scratch] {
         assert_eq!(share_name(&hydra, &request, &builtin), None, "{request:?}");
         assert!(share_name(&slurm_node(), &request, &builtin).is_some(), "{request:?}");

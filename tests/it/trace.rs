@@ -124,6 +124,23 @@ fn a_profile_of_its_own_leaves_the_image_alone() {
 }
 
 #[test]
+fn the_commands_failure_is_not_hidden_by_its_profiles() {
+    let dir = scratch();
+    let own = own_image(dir.path());
+    let side = dir.path().join("side");
+    for (command, status) in [("exit 3", 3), ("exit 0", 125)] {
+        let _ = fs::remove_file(&side);
+        let script = format!("echo results >{}; {command}", side.display());
+        let output = trace(&["--output", side.to_str().unwrap()], &own, &["sh", "-c", &script]);
+        assert_fails(&output, status, &["it is no start-up profile, so it is not replaced"]);
+    }
+    for option in ["--explain", "--profile=/x", "--no-prefetch", "--share=step"] {
+        let name = option.split('=').next().unwrap();
+        assert_fails(&trace(&[option], &own, &["true"]), 125, &[name, "use it with 'hpcrun exec'"]);
+    }
+}
+
+#[test]
 fn a_profile_of_another_image_is_ignored_with_a_word() {
     let dir = scratch();
     let own = own_image(dir.path());

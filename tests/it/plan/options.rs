@@ -1,7 +1,7 @@
 //! Plans with the options that take away from, add to and open up the usual new root.
 
 use super::*;
-use hpcrun::launch::request::{Init, Isolation, Joining, LeftOut, OverlayOption, Writable};
+use hpcrun::launch::request::{Init, Isolation, Joining, LeftOut, OverlayOption};
 
 fn contained() -> Request {
     Request { contain: Some("--contain"), ..exec(&["solve"]) }
@@ -82,7 +82,7 @@ fn what_the_site_offers_is_left_out_of_a_contained_job_and_what_it_forces_is_not
 
 #[test]
 fn private_directories_can_be_kept_on_the_host() {
-    let request = Request { workdir: Some("/work".into()), scratch: vec!["/x/y".into()], ..contained() };
+    let request = Request { workdir: Some("/work".into()), scratch: vec![scratch("/x/y")], ..contained() };
     let text = planned(&with_devices(), &request, &policy("")).to_string();
     for line in [
         "bind       /work/tmp -> /tmp rw made if missing",
@@ -100,7 +100,7 @@ fn private_directories_can_be_kept_on_the_host() {
     assert!(matches!(try_plan(&with_devices(), &request, &policy(denied)), Err(PlanError::Refused(_))));
     let gone = Request { workdir: Some("/none".into()), ..contained() };
     check_error(&laptop(), &gone, "", "cannot bind /none (--workdir /none): it does not exist on laptop");
-    let relative = Request { scratch: vec!["x".into()], ..exec(&["x"]) };
+    let relative = Request { scratch: vec![scratch("x")], ..exec(&["x"]) };
     check_error(&laptop(), &relative, "", "cannot make the scratch directory x: it is not an absolute path");
 }
 
@@ -282,6 +282,10 @@ fn a_rank_with_processes_of_its_own_shares_with_nobody() {
         assert_eq!(plan.share, None);
         assert_eq!(value(&plan, "UCX_POSIX_USE_PROC_LINK").as_deref(), Some("n"));
     }
+}
+
+fn scratch(directory: &str) -> ScratchOption {
+    ScratchOption { directory: directory.into(), is_ambient: false }
 }
 
 #[test]
