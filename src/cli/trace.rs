@@ -15,7 +15,7 @@ use crate::image::profile::{Block, Profile, ProfileError};
 use crate::image::trailer::SectionKind;
 use crate::mount::server::Recorder;
 use crate::sys;
-use crate::sys::process::{self, Ended, Fork};
+use crate::sys::process::{self, Fork};
 use crate::sys::signal::{self, Taken};
 
 /// How long to wait for a signal where there is no reason to stop waiting.
@@ -140,10 +140,7 @@ impl Recording {
         };
         finish();
         self.taken.give_back();
-        let status = match ended {
-            Ended::Exited(status) => u8::try_from(status).unwrap_or(u8::MAX),
-            Ended::Killed(signal) => 128u8.saturating_add(u8::try_from(signal).unwrap_or(0)),
-        };
+        let status = ended.status();
         match stored {
             // The command's own failure says more than that of its profile.
             Some(Err(failure)) if status != 0 => failure.print(),

@@ -84,7 +84,7 @@ fn supervise(child: i32, mut told: PipeReader, taken: &Taken) -> ! {
 /// Process 1: adopts whoever loses its parent, and ends with the job; the kernel then kills what is left.
 fn reap(job: i32, mut tell: PipeWriter, taken: &Taken) -> ! {
     let _ = let_go(tell.as_raw_fd());
-    process::set_name(c"hpcrun-init");
+    process::set_name("hpcrun-init");
     loop {
         let received = taken.wait();
         if received.number == libc::SIGCHLD {

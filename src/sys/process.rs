@@ -28,6 +28,27 @@ pub enum Ended {
     Killed(i32),
 }
 
+impl Ended {
+    /// What a status of `waitpid(2)` says; none of a child that has only stopped or gone on.
+    fn of(status: i32) -> Option<Ended> {
+        if libc::WIFEXITED(status) {
+            Some(Ended::Exited(libc::WEXITSTATUS(status)))
+        } else if libc::WIFSIGNALED(status) {
+            Some(Ended::Killed(libc::WTERMSIG(status)))
+        } else {
+            None
+        }
+    }
+
+    /// As the exit status that a shell gives it: its own, or 128 and the number of the signal.
+    pub fn status(self) -> u8 {
+        match self {
+            Ended::Exited(status) => u8::try_from(status).unwrap_or(u8::MAX),
+            Ended::Killed(signal) => u8::try_from(signal).unwrap_or(u8::MAX).saturating_add(128),
+        }
+    }
+}
+
 /// Wrapper for `fork(2)`. Call it while single-threaded: in the child of a threaded process another thread's locks
 /// stay locked for ever.
 pub fn fork() -> Result<Fork, Error> {
@@ -129,11 +150,8 @@ pub fn wait(pid: i32) -> Result<Ended, Error> {
     loop {
         // SAFETY: the kernel writes one int.
         if unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid {
-            if libc::WIFEXITED(status) {
-                return Ok(Ended::Exited(libc::WEXITSTATUS(status)));
-            }
-            if libc::WIFSIGNALED(status) {
-                return Ok(Ended::Killed(libc::WTERMSIG(status)));
+            if let Some(ended) = Ended::of(status) {
+                return Ok(ended);
             }
         } else if Errno::last() != Errno::EINTR {
             return Err(Error::last(format!("waitpid({pid})")));
@@ -148,9 +166,7 @@ pub fn try_wait(pid: i32) -> Result<Option<Ended>, Error> {
     match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
         -1 => Err(Error::last(format!("waitpid({pid}, NOHANG)"))),
         0 => Ok(None),
-        _ if libc::WIFEXITED(status) => Ok(Some(Ended::Exited(libc::WEXITSTATUS(status)))),
-        _ if libc::WIFSIGNALED(status) => Ok(Some(Ended::Killed(libc::WTERMSIG(status)))),
-        _ => Ok(None),
+        _ => Ok(Ended::of(status)),
     }
 }
 
@@ -237,11 +253,7 @@ pub fn ended_child() -> Option<(i32, Ended)> {
     let mut status = 0;
     // SAFETY: the kernel writes one int.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    match pid {
-        ..=0 => None,
-        pid if libc::WIFSIGNALED(status) => Some((pid, Ended::Killed(libc::WTERMSIG(status)))),
-        pid => Some((pid, Ended::Exited(libc::WEXITSTATUS(status)))),
-    }
+    if pid > 0 { Some((pid, Ended::of(status)?)) } else { None }
 }
 
 /// Ends as a child did: with its status, or by the signal that killed it, without a second core file.
@@ -251,7 +263,7 @@ pub fn end_as(ended: Ended) -> ! {
         Ended::Killed(number) => {
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
             super::signal::die_of(number);
-            exit_now(128_i32.saturating_add(number))
+            exit_now(ended.status().into())
         }
     }
 }
@@ -320,10 +332,14 @@ pub fn yield_to_all() {
     }
 }
 
-/// Sets the name that `ps` and `top` show, at most 15 bytes.
-pub fn set_name(name: &std::ffi::CStr) {
+/// Sets the name that `ps` and `top` show: the first 15 bytes of `name`.
+pub fn set_name(name: &str) {
+    let mut terminated = [0_u8; 16];
+    for (to, from) in terminated.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
     // SAFETY: the kernel reads a terminated string, 16 bytes at most.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    unsafe { libc::prctl(libc::PR_SET_NAME, terminated.as_ptr()) };
 }
 
 /// Lets other threads go first where processors are short: wrapper for `setpriority(2)` of the calling thread.

@@ -5,7 +5,6 @@
 //! also be asked to send it again.
 
 use std::convert::Infallible;
-use std::ffi::CStr;
 use std::io::PipeReader;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -21,7 +20,7 @@ use super::tree::Tree;
 use super::trouble::Reporter;
 use super::watch::RELIEF_MAX;
 use super::{Ahead, AtEnd};
-use crate::host::containers::keeper_title;
+use crate::host::containers::{KEEPER_NAME, SERVER_NAME, keeper_title};
 use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
@@ -29,8 +28,6 @@ use crate::sys::notice::StandardError;
 use crate::sys::process::{self, Ended, Fork};
 use crate::sys::{self, affinity, namespace, signal, title};
 
-const KEEPER_NAME: &CStr = c"hpcrun-keeper";
-const SERVER_NAME: &CStr = c"hpcrun-server";
 /// A server that lived this long was fine: what is counted against it begins anew.
 const HEALTHY: Duration = Duration::from_secs(1);
 /// Longest pause before a restart.
