@@ -17,9 +17,9 @@ use std::path::Path;
 use crate::launch::enact::EnactError;
 use crate::launch::request::{Init, Isolation};
 use crate::sys::path::PathFd;
-use crate::sys::process::{self, Ended, Fork};
+use crate::sys::process::{self, Ended, Fork, PipeEvent};
 use crate::sys::signal::{self, Received, Taken};
-use crate::sys::{self, namespace, privilege};
+use crate::sys::{self, namespace, notice, privilege};
 
 /// Sent with a signal that is passed on: the terminal and the senders to a process group reach the job themselves.
 const PASSED_ON: usize = 0x6870_6372;
@@ -40,7 +40,7 @@ pub(super) fn isolate(isolation: Isolation, process: PathFd) -> Result<PathFd, E
     PathFd::open_directory(Path::new("/proc/self")).map_err(|source| EnactError::Inspect { source })
 }
 
-/// Forks; returns in the job.
+/// Forks; returns in the job, when process 1 has nothing left that the job could reach.
 fn become_job(init: Init) -> Result<(), sys::Error> {
     let taken = Taken::all()?;
     let (told, tell) = process::pipe()?;
@@ -48,20 +48,25 @@ fn become_job(init: Init) -> Result<(), sys::Error> {
         drop(tell);
         supervise(child, told, &taken)
     }
-    process::die_with_parent()?;
     drop(told);
-    if init == Init::Own
-        && let Fork::Parent(job) = process::fork()?
-    {
-        reap(job, tell, &taken)
+    process::die_with_parent(&tell)?;
+    if init == Init::Own {
+        let (gone, hold) = process::pipe()?;
+        if let Fork::Parent(job) = process::fork()? {
+            reap(job, tell, &taken)
+        }
+        drop(hold);
+        // Process 1 is in the host's mount namespace still. It closes the pipe when it is undumpable and has no capability.
+        process::look_at(&gone, PipeEvent::Closed)?;
     }
     taken.give_back();
     Ok(())
 }
 
-/// hpcrun's own process, which the caller knows: what is sent to it is meant for the job.
-fn supervise(child: i32, mut told: PipeReader, taken: &Taken) -> ! {
-    let _ = let_go(told.as_raw_fd());
+/// hpcrun's own process, which the caller knows: what is sent to it is meant for the job. Ends as `told` says, which only
+/// process 1 of the job's namespace writes to, or else as `child` did.
+pub(super) fn supervise(child: i32, mut told: PipeReader, taken: &Taken) -> ! {
+    let_go_or_end(told.as_raw_fd());
     loop {
         let received = taken.wait();
         if received.number == libc::SIGCHLD {
@@ -83,7 +88,7 @@ fn supervise(child: i32, mut told: PipeReader, taken: &Taken) -> ! {
 
 /// Process 1: adopts whoever loses its parent, and ends with the job; the kernel then kills what is left.
 fn reap(job: i32, mut tell: PipeWriter, taken: &Taken) -> ! {
-    let _ = let_go(tell.as_raw_fd());
+    let_go_or_end(tell.as_raw_fd());
     process::set_name("hpcrun-init");
     loop {
         let received = taken.wait();
@@ -104,12 +109,21 @@ fn is_for_job(received: Received) -> bool {
     received.is_sent && received.value == PASSED_ON
 }
 
-/// Without capabilities, files or anything to be traced for.
+/// Lets go, or ends, and the job with it: better no job than one beside a process with capabilities.
+fn let_go_or_end(keep: i32) {
+    if let Err(error) = let_go(keep) {
+        notice::write_own(&format!("hpcrun: cannot isolate the job: {error}"));
+        process::exit_now(125)
+    }
+}
+
+/// Without capabilities, files or anything to be traced for. Files come last: by the end of a pipe the job knows the rest.
 fn let_go(keep: i32) -> Result<(), sys::Error> {
+    process::set_undumpable()?;
+    privilege::drop_all()?;
     process::null_standard_streams()?;
     process::close_all_but(&[keep]);
-    privilege::drop_all()?;
-    process::set_undumpable()
+    Ok(())
 }
 
 /// An end as eight bytes.

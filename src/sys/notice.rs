@@ -71,6 +71,13 @@ fn owned(made: libc::c_long) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Writes `line` on the caller's own standard error, as far as that goes.
+pub fn write_own(line: &str) {
+    // SAFETY: the descriptor is used during this call only, in which nobody closes it.
+    let stream = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
+    let _ = nix::unistd::write(stream, format!("{line}\n").as_bytes());
+}
+
 /// Sends `line` to the system's log as `program`, if one listens; a busy one is not waited for.
 pub fn log_to_system(program: &str, line: &str) -> bool {
     let message = format!("<{PRIORITY}>{program}[{}]: {line}", std::process::id());

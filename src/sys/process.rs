@@ -238,13 +238,19 @@ pub fn set_umask(umask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
 }
 
-/// Has the kernel kill this process when its parent dies.
-pub fn die_with_parent() -> Result<(), Error> {
+/// Has the kernel kill this process when its parent dies, and ends it if the parent has died already. Only the parent
+/// has the reading end of `parent`: its process id is no way to tell, 0 in another process namespace.
+pub fn die_with_parent(parent: &PipeWriter) -> Result<(), Error> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     // SAFETY: the call takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0 {
-        Ok(())
-    } else {
-        Err(Error::last("prctl(SET_PDEATHSIG, KILL)"))
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+        return Err(Error::last("prctl(SET_PDEATHSIG, KILL)"));
+    }
+    let mut polled = [PollFd::new(parent.as_fd(), PollFlags::empty())];
+    match poll(&mut polled, PollTimeout::ZERO) {
+        Ok(0) => Ok(()),
+        Ok(_) => exit_now(libc::EXIT_FAILURE),
+        Err(errno) => Err(Error::new("poll(pipe)", errno)),
     }
 }
 
@@ -534,6 +540,42 @@ mod tests {
         assert!(closed.is_closed);
         let seen = look_at(&reader, PipeEvent::Bytes).expect("poll");
         assert_eq!(seen, PipeState { has_bytes: true, is_closed: true });
+    }
+
+    /// What `die_with_parent` does in a child, while the reader of the pipe is there or not.
+    #[test]
+    fn who_comes_too_late_to_die_with_its_parent_ends() {
+        for is_there in [true, false] {
+            let (reader, writer) = pipe().expect("pipe");
+            let reader = is_there.then_some(reader);
+            match fork().expect("fork") {
+                Fork::Child => {
+                    // Children of other tests may have the reader for a moment.
+                    let attempts = if is_there { 1 } else { 10_000 };
+                    let goes_on = (0..attempts).all(|_| {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        die_with_parent(&writer).is_ok()
+                    });
+                    exit_now(if goes_on { 0 } else { 2 })
+                }
+                Fork::Parent(pid) => {
+                    assert_eq!(wait(pid), Ok(Ended::Exited(if is_there { 0 } else { libc::EXIT_FAILURE })));
+                }
+            }
+            drop(reader);
+        }
+    }
+
+    #[test]
+    fn an_end_is_a_status_as_a_shell_gives_it() {
+        for (ended, status) in [
+            (Ended::Exited(0), 0),
+            (Ended::Exited(255), 255),
+            (Ended::Killed(9), 137),
+            (Ended::Killed(64), 192),
+        ] {
+            assert_eq!(ended.status(), status);
+        }
     }
 
     #[test]
