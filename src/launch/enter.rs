@@ -14,7 +14,7 @@ use crate::launch::job::Job;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::request::EnvOption;
 use crate::sys;
-use crate::sys::namespace::{Namespaces, PidNamespace};
+use crate::sys::namespace::{Namespaces, OtherNamespace};
 use crate::sys::path::{self, PathFd};
 use crate::sys::process::{self, Ended};
 
@@ -147,15 +147,16 @@ pub fn enter(entry: Entry, report: &dyn Fn(&EnterError)) -> Result<Ended, EnterE
     if namespaces.ids().mount != entry.mount_namespace {
         return Err(EnterError::Gone { pid });
     }
-    let processes = PidNamespace::other_than_own(&process).map_err(join)?;
+    let ipc = OtherNamespace::of_ipc(&process).map_err(join)?;
+    let processes = OtherNamespace::of_children(&process).map_err(join)?;
     let here = entry.here.as_deref().and_then(|here| Some((here, path::identity(here)?)));
     namespaces.join().map_err(join)?;
-    if let Some(processes) = &processes {
-        processes.join_for_children().map_err(join)?;
+    for namespace in [&ipc, &processes].into_iter().flatten() {
+        namespace.join().map_err(join)?;
     }
     let directory = directory(&entry, here)?;
     let job = Job::prepare(&plan(entry, directory)?)?;
-    drop((process, namespaces));
+    drop((process, namespaces, ipc));
     if processes.is_some() {
         // The caller's process cannot move there; only a child is born there.
         let become_job = || {

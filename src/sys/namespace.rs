@@ -1,4 +1,4 @@
-//! User and mount namespaces: making them, mapping ids, joining those of another process.
+//! Namespaces: making them, mapping ids, joining those of another process.
 
 use std::fs::File;
 use std::io::Write;
@@ -132,23 +132,35 @@ impl Namespaces {
     }
 }
 
-/// A process namespace that is not the caller's.
+/// An open namespace of processes or of IPC that is not the caller's.
 #[derive(Debug)]
-pub struct PidNamespace(OwnedFd);
+pub struct OtherNamespace {
+    fd: OwnedFd,
+    kind: CloneFlags,
+}
 
-impl PidNamespace {
+impl OtherNamespace {
     /// The one in which the process whose directory in `/proc` is `process` has its children, if it is not the caller's.
-    pub fn other_than_own(process: &PathFd) -> Result<Option<PidNamespace>, Error> {
-        const NAME: &str = "ns/pid_for_children";
-        let (fd, inode) = open_namespace(process, NAME)?;
-        let (_, own) = open_namespace(&PathFd::open_directory(Path::new("/proc/self"))?, NAME)?;
-        Ok((inode != own).then_some(PidNamespace(fd)))
+    pub fn of_children(process: &PathFd) -> Result<Option<OtherNamespace>, Error> {
+        OtherNamespace::open(process, "ns/pid_for_children", CloneFlags::CLONE_NEWPID)
     }
 
-    /// Has the caller's children be born there. The caller has all capabilities in the user namespace that it is of.
-    pub fn join_for_children(&self) -> Result<(), Error> {
-        nix::sched::setns(&self.0, CloneFlags::CLONE_NEWPID)
-            .map_err(|errno| Error::new("setns(NEWPID)", errno))
+    /// That process's namespace of System V IPC and message queues, if it is not the caller's.
+    pub fn of_ipc(process: &PathFd) -> Result<Option<OtherNamespace>, Error> {
+        OtherNamespace::open(process, "ns/ipc", CloneFlags::CLONE_NEWIPC)
+    }
+
+    fn open(process: &PathFd, name: &str, kind: CloneFlags) -> Result<Option<OtherNamespace>, Error> {
+        let (fd, inode) = open_namespace(process, name)?;
+        let (_, own) = open_namespace(&PathFd::open_directory(Path::new("/proc/self"))?, name)?;
+        Ok((inode != own).then_some(OtherNamespace { fd, kind }))
+    }
+
+    /// Joins it; one of processes has only the caller's children be born there. The caller has all capabilities in the
+    /// user namespace that it is of.
+    pub fn join(&self) -> Result<(), Error> {
+        let name = if self.kind == CloneFlags::CLONE_NEWPID { "setns(NEWPID)" } else { "setns(NEWIPC)" };
+        nix::sched::setns(&self.fd, self.kind).map_err(|errno| Error::new(name, errno))
     }
 }
 

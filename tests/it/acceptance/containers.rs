@@ -286,6 +286,24 @@ fn enter_reaches_processes_in_a_process_namespace_of_their_own() {
 }
 
 #[test]
+fn enter_joins_the_ipc_namespace() {
+    let dir = scratch();
+    let own = copy_in(dir.path());
+    for options in [&["--ipc"][..], &["--ipc", "--pid"]] {
+        let mut command = hpcrun(["exec"]);
+        command.args(options).arg(&own).args(["sh", "-c", "echo ready; cat >/dev/null; exit 4"]);
+        let job = ready(command.stdin(Stdio::piped()));
+        let target = listed(&mut hpcrun(["ps", "--json"]), &own)[0]["pid"].to_string();
+        let ipc = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/ipc")).expect("namespace");
+        assert_ne!(ipc(&target), ipc("self"));
+        let entered = stdout(&mut enter(&target, &["readlink", "/proc/self/ns/ipc"]));
+        assert_eq!(entered, format!("{}\n", ipc(&target).display()), "{options:?}");
+        finish(job);
+    }
+    assert_nobody_holds(&own);
+}
+
+#[test]
 fn images_without_a_shell_are_entered_with_a_program() {
     let dir = scratch();
     let program = fs::read("/bin/busybox").expect("busybox-static");
