@@ -8,10 +8,6 @@ use crate::host::probe;
 use crate::launch::enter::{self, EnterError, Entry};
 use crate::launch::request::EnvOption;
 use crate::sys::caller;
-use crate::sys::process::Ended;
-
-/// What a shell adds to the number of the signal that ended a command.
-const SIGNALLED: u8 = 128;
 
 /// Runs `hpcrun enter TARGET [COMMAND...]`.
 pub(crate) fn run(args: Enter) -> Result<u8, Failure> {
@@ -38,11 +34,8 @@ pub(crate) fn run(args: Enter) -> Result<u8, Failure> {
         here: caller::working_directory().ok(),
         there,
     };
-    let ended = enter::enter(entry, &|error| failure(error).print()).map_err(|error| failure(&error))?;
-    Ok(match ended {
-        Ended::Exited(status) => u8::try_from(status).unwrap_or(u8::MAX),
-        Ended::Killed(signal) => u8::try_from(signal).unwrap_or(u8::MAX).saturating_add(SIGNALLED),
-    })
+    let Err(error) = enter::enter(entry);
+    Err(failure(&error))
 }
 
 fn failure(error: &EnterError) -> Failure {

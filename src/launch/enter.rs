@@ -1,5 +1,6 @@
 //! Joining a running container: one more process in its namespaces, with the environment of one that lives there.
 
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -10,13 +11,15 @@ use crate::host::Environment;
 use crate::launch::command::search_path;
 use crate::launch::enact::{EnactError, require_plain_process};
 use crate::launch::env_names::{RANK, TERMINAL, is_one_of};
+use crate::launch::isolate;
 use crate::launch::job::Job;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::request::EnvOption;
 use crate::sys;
 use crate::sys::namespace::{Namespaces, OtherNamespace};
 use crate::sys::path::{self, PathFd};
-use crate::sys::process::{self, Ended};
+use crate::sys::process::{self, Fork};
+use crate::sys::signal::Taken;
 
 /// Whom to join and as what.
 #[derive(Debug, Clone)]
@@ -132,9 +135,9 @@ pub fn environment(theirs: &Environment, mine: &Environment, options: &[EnvOptio
 }
 
 /// Becomes a process of the container: without privilege, with nothing of the caller's but descriptors, limits, affinity,
-/// umask and terminal. Returns only if that fails, or where the container has processes of its own, with how the
-/// command ended; what keeps that one from starting goes to `report`, in its process. The caller has one thread.
-pub fn enter(entry: Entry, report: &dyn Fn(&EnterError)) -> Result<Ended, EnterError> {
+/// umask and terminal. Returns only if that fails; where the container has processes of its own, in the child that was
+/// to become the job. The caller has one thread.
+pub fn enter(entry: Entry) -> Result<Infallible, EnterError> {
     require_plain_process()?;
     let pid = entry.pid;
     let join = |source: sys::Error| match source.errno {
@@ -158,16 +161,23 @@ pub fn enter(entry: Entry, report: &dyn Fn(&EnterError)) -> Result<Ended, EnterE
     let job = Job::prepare(&plan(entry, directory)?)?;
     drop((process, namespaces, ipc));
     if processes.is_some() {
-        // The caller's process cannot move there; only a child is born there.
-        let become_job = || {
-            let Err(error) = job.run(None);
-            let error = EnterError::from(error);
-            report(&error);
-            error.exit_status()
-        };
-        return process::as_child(become_job).map_err(EnterError::Fork);
+        become_child().map_err(EnterError::Fork)?;
     }
-    match job.run(None)? {}
+    Ok(job.run(None)?)
+}
+
+/// Goes on in a child: the caller's process cannot move to another process namespace, only a child is born there.
+fn become_child() -> Result<(), sys::Error> {
+    let taken = Taken::all()?;
+    let (told, tell) = process::pipe()?;
+    if let Fork::Parent(child) = process::fork()? {
+        drop(tell);
+        isolate::supervise(child, told, &taken)
+    }
+    drop(told);
+    process::die_with_parent(&tell)?;
+    taken.give_back();
+    Ok(())
 }
 
 /// Where to start: as for `exec`, the caller's directory where the container shows that, else the process's.

@@ -215,24 +215,6 @@ fn is_ending_status(status: &str) -> bool {
     pending & 1 << (libc::SIGKILL - 1) != 0 || state.starts_with(['Z', 'X'])
 }
 
-/// Runs `body`, which is to execute another program, in a forked child, and waits for that as its parent at the terminal
-/// does: interrupts from the keyboard are the child's alone, and a signal that ends the caller ends the child. The
-/// child's exit status is what `body` returns if it does. The caller has one thread.
-pub fn as_child(body: impl FnOnce() -> u8) -> Result<Ended, Error> {
-    match fork()? {
-        Fork::Child => {
-            let term = libc::SIGTERM.cast_unsigned();
-            // SAFETY: the call takes numbers only. Should it fail, nothing but that signal is lost.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(term)) };
-            exit_now(body().into())
-        }
-        Fork::Parent(child) => {
-            super::signal::ignore_interrupts()?;
-            wait(child)
-        }
-    }
-}
-
 /// Wrapper for `umask(2)`: bits that files made from now on do not get.
 pub fn set_umask(umask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));

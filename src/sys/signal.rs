@@ -27,12 +27,6 @@ pub fn ignore_all() -> Result<(), Error> {
     Ok(())
 }
 
-/// Ignores what the keyboard sends to every process at the terminal: for one that waits for another of them.
-pub fn ignore_interrupts() -> Result<(), Error> {
-    set_handler(libc::SIGINT, libc::SIG_IGN)?;
-    set_handler(libc::SIGQUIT, libc::SIG_IGN)
-}
-
 /// A signal taken by [`Taken::wait`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {

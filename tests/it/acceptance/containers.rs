@@ -279,8 +279,30 @@ fn enter_reaches_processes_in_a_process_namespace_of_their_own() {
     let shown = stdout(&mut enter(&inner, &["sh", "-c", "cat /proc/1/comm; cat /work/note"]));
     assert_eq!(shown, "sh\na note\n");
     assert_eq!(run(&mut enter(&inner, &["sh", "-c", "exit 9"])).status.code(), Some(9));
-    assert_eq!(run(&mut enter(&inner, &["sh", "-c", "kill -9 $$"])).status.code(), Some(137));
+    assert_eq!(run(&mut enter(&inner, &["sh", "-c", "kill -9 $$"])).status.signal(), Some(9));
     assert_fails(&run(&mut enter(&inner, &["nosuch"])), 127, &["nosuch not found"]);
+    finish(job);
+    assert_nobody_holds(&own);
+}
+
+/// The process that waits for the one inside has nothing of the container's or the caller's, and passes signals on.
+#[test]
+fn enter_supervises_without_privilege() {
+    let dir = scratch();
+    let own = copy_in(dir.path());
+    let mut command = hpcrun(["exec", "--pid"]);
+    command.arg(&own).args(["sh", "-c", "echo ready; cat >/dev/null; exit 4"]);
+    let job = ready(command.stdin(Stdio::piped()));
+    let target = listed(&mut hpcrun(["ps", "--json"]), &own)[0]["pid"].to_string();
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut entered = ready(&mut enter(&target, &["sh", "-c", script]));
+    let status = || fs::read_to_string(format!("/proc/{}/status", entered.id())).expect("status");
+    let is_plain = |line: &&str| line.starts_with("Cap") && line.ends_with("\t0000000000000000");
+    wait_for("no capabilities", || status().lines().filter(is_plain).count() == 5);
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", entered.id())).expect("descriptors").count();
+    wait_for("the standard streams and a pipe", || descriptors() == 4);
+    kill(Pid::from_raw(entered.id().cast_signed()), Signal::SIGTERM).expect("kill");
+    assert_eq!(entered.wait().expect("wait").code(), Some(9));
     finish(job);
     assert_nobody_holds(&own);
 }
