@@ -5,6 +5,7 @@ pub mod beneath;
 pub mod bulk;
 pub mod caller;
 pub mod cpu;
+pub mod detached;
 pub mod error;
 pub mod exec;
 pub mod file;

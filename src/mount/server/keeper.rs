@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::crew;
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
 use super::startup::Startup;
@@ -118,7 +119,7 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
                 std::panic::set_hook(Box::new(|_| {}));
                 let unanswered = record.unanswered();
                 let session = Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
-                session.run(slots.into_slots(), launch, ahead, end_server)
+                crew::serve(session, slots.into_slots(), launch, ahead, end_server)
             }
             Fork::Parent(server) => {
                 ahead = Ahead::default();

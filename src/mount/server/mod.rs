@@ -9,6 +9,7 @@
 //!
 //! `docs/image-server.md` tells the whole story.
 
+mod crew;
 mod keeper;
 mod launch;
 mod lone_client;
@@ -34,7 +35,7 @@ use crate::mount::graft::Grafts;
 use crate::squashfs::reader::Filesystem;
 use crate::sys;
 use crate::sys::affinity::{self, Affinity};
-use crate::sys::process;
+use crate::sys::{detached, process};
 
 /// Flags to mount the image with. Device nodes and set-id bits of an image are never honoured.
 pub const MOUNT_FLAGS: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID);
@@ -221,7 +222,7 @@ fn start_service(
     let service = keeper::Service { image, grafts, startup, fuse, threads, masked, cpu, ahead, at_end };
     let (keeper_end, ready) = process::pipe()?;
     // Of what it has of ours, the other end of the pipe included, the keeper closes all that it does not need.
-    process::fork_detached(move || keeper::run(service, keeper_end))?;
+    detached::fork(move || keeper::run(service, keeper_end))?;
     Ok(Waiting { ready, cpu })
 }
 

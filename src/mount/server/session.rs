@@ -5,31 +5,20 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::Ahead;
-use super::launch::Launch;
 use super::lone_client::{LoneClient, Seat};
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
 use super::startup::{Prefetch, Startup};
 use super::tree::{Node, Offer, Tree, unreadable};
 use super::trouble::{self, Reporter};
-use super::watch::{RELIEF_MAX, Watch};
+use super::watch::Watch;
 use crate::mount::graft::{self, NodeKind};
 use crate::squashfs::reader::{FileLayout, InodeKind, Piece};
-use crate::sys::affinity;
 use crate::sys::fuse::{Device, RequestSlot};
 
-/// Stack of a serving thread, bytes: the codecs keep their state on the heap.
-const STACK_BYTES: usize = 512 << 10;
-/// How long after the launch one thread goes on serving alone: the job's own start is a chain of short requests too, and
-/// a job that is over by then never needs the others.
-const SETTLING: Duration = Duration::from_millis(25);
-/// Threads that decompress ahead, at most.
-const PREFETCH_THREADS: usize = 4;
 /// From which holes are answered.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Longest listing sent at a time, bytes.
@@ -60,7 +49,7 @@ impl Agreement {
         Agreement { flags, masked }
     }
 
-    fn has(self, flag: u64) -> bool {
+    pub(super) fn has(self, flag: u64) -> bool {
         self.flags.load(Ordering::Relaxed) & flag != 0
     }
 
@@ -93,25 +82,25 @@ pub(super) enum Over {
 /// One mounted file system being served.
 #[derive(Debug)]
 pub(super) struct Session {
-    tree: Tree,
-    prefetcher: Prefetcher,
-    startup: Prefetch,
+    pub(super) tree: Tree,
+    pub(super) prefetcher: Prefetcher,
+    pub(super) startup: Prefetch,
     device: Device,
-    agreement: Agreement,
+    pub(super) agreement: Agreement,
     unanswered: Unanswered,
-    watch: Watch,
+    pub(super) watch: Watch,
     reporter: Reporter,
-    lone_client: LoneClient,
+    pub(super) lone_client: LoneClient,
     /// Directories of which names were looked up lately: see [`HUGE_LISTING`].
     looked_up_in: Vec<AtomicU64>,
 }
 
 /// A slot with its number, which is that of its thread's place in the watch.
-type Place = (usize, RequestSlot);
+pub(super) type Place = (usize, RequestSlot);
 
 /// The reply under construction; one a thread, used again and again.
 #[derive(Debug, Default)]
-struct Reply {
+pub(super) struct Reply {
     /// Header and content.
     bytes: Vec<u8>,
     /// Content that goes out from where it lies.
@@ -144,56 +133,9 @@ impl Session {
         }
     }
 
-    /// Serves until the file system is unmounted, on one thread for each slot but the last [`RELIEF_MAX`]. What a
-    /// predecessor left unanswered comes first: through the kernel where it can send again, else from its slots.
-    ///
-    /// Until the launch is over one thread serves, on the launcher's CPU: its requests come one by one.
-    pub(super) fn run(
-        self,
-        mut slots: Vec<RequestSlot>,
-        launch: Launch,
-        ahead: Ahead,
-        ended: fn(Over) -> !,
-    ) -> ! {
-        let session = Arc::new(self);
-        if session.agreement.has(init::HAS_RESEND) && session.ask_to_resend() {
-            slots.iter_mut().for_each(RequestSlot::clear);
-        }
-        let mut places: Vec<Place> = slots.into_iter().enumerate().collect();
-        let mut relief = places.split_off(places.len().saturating_sub(RELIEF_MAX));
-        let mut left_over: Vec<Place> =
-            relief.extract_if(.., |(_, slot)| slot.unanswered().is_some()).collect();
-        let mut watcher = Some(Watcher { session: Arc::clone(&session), relief, ended });
-        if places.iter().chain(&left_over).any(|(_, slot)| slot.unanswered().is_some()) {
-            // The store may hang still.
-            watcher.take().map(|watcher| spawn(move || watcher.run()));
-            session.answer_left_over(places.iter().chain(&left_over));
-        }
-        left_over.iter_mut().for_each(|(_, slot)| slot.clear());
-        let mut places = places.into_iter();
-        let own = places.next();
-        let helper = Helper {
-            session: Arc::clone(&session),
-            launch: launch.clone(),
-            ahead,
-            places: places.collect(),
-            watcher,
-            first: affinity::thread_id(),
-            ended,
-        };
-        if spawn(move || helper.run()) {
-            launch.join_cpu();
-        }
-        if !launch.is_mounted() {
-            ended(Over::Unmounted);
-        }
-        drop(launch);
-        ended(own.map_or(Over::Failed, |place| session.serve_to_the_end(place)))
-    }
-
     /// Answers what a predecessor had taken. All of it is watched from the first moment on: any may have to be aborted
     /// while another one waits.
-    fn answer_left_over<'a>(&self, places: impl Iterator<Item = &'a Place> + Clone) {
+    pub(super) fn answer_left_over<'a>(&self, places: impl Iterator<Item = &'a Place> + Clone) {
         let left_over = || {
             places.clone().filter_map(|(number, slot)| slot.unanswered().map(|request| (*number, request)))
         };
@@ -210,12 +152,12 @@ impl Session {
 
     /// One thread's life. A panic outside of a request ends the whole server: a thread lost quietly would take its
     /// request with it, and the asker would wait for ever.
-    fn serve_to_the_end(&self, place: Place) -> Over {
+    pub(super) fn serve_to_the_end(&self, place: Place) -> Over {
         catch_unwind(AssertUnwindSafe(|| self.serve(place))).unwrap_or(Over::Failed)
     }
 
     /// Says whether the kernel sends again what it waits for.
-    fn ask_to_resend(&self) -> bool {
+    pub(super) fn ask_to_resend(&self) -> bool {
         let mut message = Vec::new();
         protocol::put_header(&mut message, NOTIFY_RESEND, 0);
         protocol::finish_header(&mut message, 0);
@@ -305,7 +247,7 @@ impl Session {
         self.device.write(&parts)
     }
 
-    fn send_error(&self, unique: u64, errno: Errno, reply: &mut Reply) -> Result<(), Errno> {
+    pub(super) fn send_error(&self, unique: u64, errno: Errno, reply: &mut Reply) -> Result<(), Errno> {
         reply.bytes.clear();
         reply.pieces.clear();
         protocol::put_header(&mut reply.bytes, -(errno as i32), unique);
@@ -456,75 +398,6 @@ impl Session {
     }
 }
 
-/// Starts all threads but the first, which begins to serve meanwhile.
-struct Helper {
-    session: Arc<Session>,
-    launch: Launch,
-    ahead: Ahead,
-    /// Of the other serving threads.
-    places: Vec<Place>,
-    /// None if it is at work already.
-    watcher: Option<Watcher>,
-    /// The first thread.
-    first: i32,
-    ended: fn(Over) -> !,
-}
-
-impl Helper {
-    fn run(self) {
-        let Helper { session, launch, ahead, places, watcher, first, ended } = self;
-        watcher.map(|watcher| spawn(move || watcher.run()));
-        launch.leave_cpu();
-        for _ in 0..session.startup.threads() {
-            let session = Arc::clone(&session);
-            spawn(move || session.startup.work(&session.tree));
-        }
-        let reader = Arc::clone(&session);
-        spawn(move || ahead.run(reader.tree.image()));
-        launch.wait_for_end();
-        drop(launch);
-        std::thread::sleep(SETTLING);
-        // Threads have the affinity of the one that starts them.
-        let _ = affinity::reset();
-        let _ = affinity::reset_thread(first);
-        for _ in 0..places.len().saturating_add(1).min(PREFETCH_THREADS) {
-            let session = Arc::clone(&session);
-            spawn(move || session.prefetcher.work(&session.tree));
-        }
-        session.lone_client.forget();
-        for place in places {
-            let session = Arc::clone(&session);
-            spawn(move || ended(session.serve_to_the_end(place)));
-        }
-    }
-}
-
-/// Keeps the watch and, when all threads wait for the store, starts those that relieve them.
-struct Watcher {
-    session: Arc<Session>,
-    relief: Vec<Place>,
-    ended: fn(Over) -> !,
-}
-
-impl Watcher {
-    fn run(self) -> ! {
-        let Watcher { session, relief, ended } = self;
-        let mut relief = relief.into_iter();
-        let abort = &mut |unique| {
-            // The thread that works on it will hear that the asker has gone.
-            let _ = session.send_error(unique, Errno::EINTR, &mut Reply::default());
-        };
-        session.watch.keep(abort, &mut || {
-            let Some((number, mut slot)) = relief.next() else { return };
-            let session = Arc::clone(&session);
-            spawn(move || {
-                slot.populate();
-                ended(session.serve_to_the_end((number, slot)))
-            });
-        })
-    }
-}
-
 fn file_layout(kind: InodeKind) -> Result<FileLayout, Errno> {
     match kind {
         InodeKind::File(layout) => Ok(layout),
@@ -550,9 +423,4 @@ fn put_sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
         reply.bytes.extend_from_slice(value);
     }
     Ok(())
-}
-
-/// Starts a thread, or does without: a process limit must not end the service. Says which.
-fn spawn(work: impl FnOnce() + Send + 'static) -> bool {
-    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(work).is_ok()
 }
