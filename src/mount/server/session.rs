@@ -225,7 +225,7 @@ impl Session {
 
     /// Sends header, content and pieces with one call, each from where it lies.
     fn send(&self, reply: &mut Reply) -> Result<(), Errno> {
-        let following = reply.pieces.iter().map(piece_length).sum();
+        let following = reply.pieces.iter().map(Piece::length).sum();
         protocol::finish_header(&mut reply.bytes, following);
         let mut parts = vec![IoSlice::new(&reply.bytes)];
         for piece in &reply.pieces {
@@ -403,12 +403,6 @@ fn file_layout(kind: InodeKind) -> Result<FileLayout, Errno> {
         InodeKind::File(layout) => Ok(layout),
         InodeKind::Directory(_) => Err(Errno::EISDIR),
         _ => Err(Errno::EINVAL),
-    }
-}
-
-fn piece_length(piece: &Piece) -> usize {
-    match piece {
-        Piece::Data { length, .. } | Piece::Zero(length) => *length,
     }
 }
 
