@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cli::args::{Compressor, Convert, ConvertOptions, Pull};
+use crate::cli::convert_args::{Compressor, Convert, ConvertOptions, Pull};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};

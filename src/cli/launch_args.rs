@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-use crate::cli::args::parse_size;
+use crate::cli::convert_args::parse_size;
 
 /// Options shared by `exec`, `run` and `shell`. Most may be given by a variable, too: docs/environment.md.
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 
-use crate::cli::args::parse_size;
+use crate::cli::convert_args::parse_size;
 use crate::cli::launch_args::{LaunchOptions, Share, parse_umask};
 use crate::cli::launch_env::Ambient;
 use crate::cli::report::Failure;

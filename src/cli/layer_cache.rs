@@ -4,7 +4,7 @@ use std::env::var_os;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::cli::args::ConvertOptions;
+use crate::cli::convert_args::ConvertOptions;
 use crate::cli::report::{Failure, chain};
 use crate::convert::{LayerCache, Order};
 use crate::policy::Policy;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::cli::args::{Login as LoginArgs, Logout as LogoutArgs};
+use crate::cli::convert_args::{Login as LoginArgs, Logout as LogoutArgs};
 use crate::cli::report::{Failure, chain};
 use crate::cli::{output, registries_conf, registry};
 use crate::convert::source::registry::{

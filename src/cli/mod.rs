@@ -4,6 +4,7 @@
 
 mod args;
 mod convert;
+mod convert_args;
 mod doctor;
 mod enter;
 mod export;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::cli::args::RegistryArgs;
+use crate::cli::convert_args::RegistryArgs;
 use crate::cli::report::{Failure, STATUS_REFUSED, chain};
 use crate::convert::source::registry::{
     AuthEnvironment, AuthFile, PlainHttp, Proxies, RegistriesConf, RegistryOptions, candidate_paths,
