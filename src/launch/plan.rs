@@ -129,7 +129,7 @@ pub struct FileId {
 /// Every host path that [`plan`] wants to find in [`Host::paths`].
 pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
     let mut paths = binds::paths_to_probe(request, policy, host);
-    paths.extend(policy.rules().premounted.iter().map(|tree| tree.directory.clone()));
+    paths.extend(policy.rules().premounted.trees.iter().map(|tree| tree.directory.clone()));
     paths
 }
 

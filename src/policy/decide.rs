@@ -311,7 +311,7 @@ impl Policy {
 
     /// The tree that the site mounted from the image file, if it did. `image` is resolved.
     pub fn premounted(&self, image: &Path) -> Option<(&Premounted, Rule)> {
-        let tree = self.rules.premounted.iter().find(|tree| tree.image == image)?;
+        let tree = self.rules.premounted.trees.iter().find(|tree| tree.image == image)?;
         Some((tree, self.rule(tree.at, "[premounted] trees")))
     }
 

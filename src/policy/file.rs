@@ -21,7 +21,7 @@ pub struct Position {
 }
 
 /// A value and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
@@ -126,6 +126,33 @@ impl<'t> Document<'t> {
                 self.wrong_type(value, name, "a string", other);
                 None
             }
+        }
+    }
+
+    /// The meaning of a word that is one of `choices`, or a problem with the key `name`.
+    pub fn word<T: Copy>(
+        &self,
+        name: &str,
+        word: &Located<String>,
+        choices: &[(&str, T)],
+    ) -> Option<Located<T>> {
+        if let Some((_, choice)) = choices.iter().find(|(text, _)| *text == word.value) {
+            return Some(Located { value: *choice, at: word.at });
+        }
+        let words: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
+        let what = format!("{name}: {:?} is none of {}", word.value, words.join(", "));
+        self.note_at(word.at, what, did_you_mean(&word.value, &words));
+        None
+    }
+
+    /// A section that is not in the file.
+    pub fn absent(&self, name: &str) -> Section<'_, 't> {
+        Section {
+            document: self,
+            name: name.to_owned(),
+            table: None,
+            at: Position::default(),
+            known: Vec::new(),
         }
     }
 
@@ -256,13 +283,7 @@ impl<'d, 't> Section<'d, 't> {
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<Located<T>> {
         let name = self.full(key);
         let word = self.string(key)?;
-        if let Some((_, choice)) = choices.iter().find(|(text, _)| *text == word.value) {
-            return Some(Located { value: *choice, at: word.at });
-        }
-        let words: Vec<&str> = choices.iter().map(|(text, _)| *text).collect();
-        let what = format!("{name}: {:?} is none of {}", word.value, words.join(", "));
-        self.document.note_at(word.at, what, did_you_mean(&word.value, &words));
-        None
+        self.document.word(&name, &word, choices)
     }
 
     /// The elements of an array, of whatever type, with the position of the array.
@@ -299,8 +320,9 @@ impl<'d, 't> Section<'d, 't> {
         Some(Located { value: strings, at: array.at })
     }
 
-    /// A table of strings, `NAME = "value"`, in the order of the file; positions are those of the names.
-    pub fn string_table(&mut self, key: &'static str) -> Vec<(Located<String>, String)> {
+    /// The entries of a table whose names are the site's choice, in the order of the file; positions are those of the
+    /// names.
+    pub fn entries(&mut self, key: &'static str) -> Vec<(Located<String>, &'d Value<'t>)> {
         let name = self.full(key);
         let Some(value) = self.value(key) else {
             return Vec::new();
@@ -309,16 +331,56 @@ impl<'d, 't> Section<'d, 't> {
             self.document.wrong_type(value, &name, "a table", value.get_ref());
             return Vec::new();
         };
+        let located = |key: &Spanned<_>| self.document.position(key.span().start);
+        let mut entries: Vec<(Located<String>, &'d Value<'t>)> = table
+            .iter()
+            .map(|(key, value)| (Located { value: key.get_ref().to_string(), at: located(key) }, value))
+            .collect();
+        entries.sort_by_key(|(name, _)| name.at);
+        entries
+    }
+
+    /// A table of strings, `NAME = "value"`.
+    pub fn string_table(&mut self, key: &'static str) -> Vec<(Located<String>, String)> {
+        let name = self.full(key);
         let mut pairs = Vec::new();
-        for (key, value) in table.iter() {
-            let key_name = key.get_ref().to_string();
-            if let Some(text) = self.document.string(value, &format!("{name}.{key_name}")) {
-                let at = self.document.position(key.span().start);
-                pairs.push((Located { value: key_name, at }, text.value));
+        for (key, value) in self.entries(key) {
+            if let Some(text) = self.document.string(value, &format!("{name}.{}", key.value)) {
+                pairs.push((key, text.value));
             }
         }
-        pairs.sort_by_key(|(name, _)| name.at);
         pairs
+    }
+
+    /// A table of lists of strings, `NAME = ["value"]`.
+    pub fn lists_table(&mut self, key: &'static str) -> Vec<(Located<String>, Vec<Located<String>>)> {
+        let name = self.full(key);
+        let mut pairs = Vec::new();
+        for (key, value) in self.entries(key) {
+            let name = format!("{name}.{}", key.value);
+            let DeValue::Array(array) = value.get_ref() else {
+                self.document.wrong_type(value, &name, "an array", value.get_ref());
+                continue;
+            };
+            let element = format!("an element of {name}");
+            let strings = array.iter().filter_map(|value| self.document.string(value, &element));
+            pairs.push((key, strings.collect()));
+        }
+        pairs
+    }
+
+    /// A table of sections whose names are the site's choice: `[modules.NAME]`.
+    pub fn named_sections(&mut self, key: &'static str) -> Vec<(Located<String>, Section<'d, 't>)> {
+        let name = self.full(key);
+        let mut sections = Vec::new();
+        for (key, value) in self.entries(key) {
+            let name = format!("{name}.{}", key.value);
+            match Section::inline(self.document, &name, value) {
+                Some(section) => sections.push((key, section)),
+                None => self.document.wrong_type(value, &name, "a table", value.get_ref()),
+            }
+        }
+        sections
     }
 
     /// Notes every key that was never asked for.
@@ -345,7 +407,8 @@ impl<'d, 't> Section<'d, 't> {
         Located { value: inner, at: self.document.position(value.span().start) }
     }
 
-    fn full(&self, key: &str) -> String {
+    /// `section.key`, as messages name a key.
+    pub fn full(&self, key: &str) -> String {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 }

@@ -11,6 +11,7 @@ pub mod bind_spec;
 pub mod decide;
 pub mod file;
 pub mod path;
+pub mod pattern;
 pub mod read;
 pub mod rules;
 pub mod template;

@@ -1,8 +1,23 @@
 //! The rules of a policy as types: every rule knows its line. [`super::read`] makes them.
 
+pub mod gpu;
+pub mod images;
+pub mod log;
+pub mod modules;
+pub mod mpi;
+pub mod store;
+
 use std::path::PathBuf;
 
+pub use gpu::Gpu;
+pub use images::{Images, MirrorRule, RegistryRule, VERIFY_WORDS, Verify};
+pub use log::Log;
+pub use modules::Module;
+pub use mpi::Mpi;
+pub use store::Store;
+
 use super::file::{Located, Position};
+use super::pattern::Pattern;
 use super::template::Template;
 
 /// All rules of a policy; the default is a site that says nothing.
@@ -16,12 +31,24 @@ pub struct Rules {
     pub env: EnvRules,
     /// `[images]`
     pub images: Images,
+    /// `[store]`
+    pub store: Store,
+    /// `[gpu]`
+    pub gpu: Gpu,
+    /// `[mpi]`
+    pub mpi: Mpi,
+    /// `[modules]`, in the order of the file.
+    pub modules: Vec<Module>,
     /// `[launch]`
     pub launch: LaunchRules,
     /// `[convert]`
     pub convert: ConvertLimits,
     /// `[premounted]`
-    pub premounted: Vec<Premounted>,
+    pub premounted: Premounts,
+    /// `[log]`
+    pub log: Log,
+    /// `[policy]`
+    pub policy: PolicyRules,
 }
 
 /// `[binds]`: what is bound, and what users may bind.
@@ -48,6 +75,10 @@ pub struct BindRule {
     pub read_only: bool,
     /// Whether a missing source (or an unset variable) leaves the bind out rather than refusing the launch.
     pub optional: bool,
+    /// The images that it is for; none means all.
+    pub when: Option<Located<Pattern>>,
+    /// The nodes that it is for; none means all.
+    pub hosts: Option<Located<Pattern>>,
     /// Where the rule stands.
     pub at: Position,
 }
@@ -131,44 +162,6 @@ impl NamePattern {
     }
 }
 
-/// `[images]`
-#[derive(Debug, Clone, Default)]
-pub struct Images {
-    /// Host directories in which image files must lie; none when any will do.
-    pub directories: Option<Listed<PathRule>>,
-    /// Registries from which images may come; none when any will do.
-    pub registries: Option<Listed<RegistryRule>>,
-    /// When what a launch reads is held against the chunk hashes; none means from the first sign of a change on.
-    pub verify: Option<Located<Verify>>,
-}
-
-/// When the bytes of an image file are held against its chunk hashes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Verify {
-    /// Never.
-    Never,
-    /// From the first sign on that the file changed after it was opened.
-    #[default]
-    Changed,
-    /// Every time.
-    Always,
-}
-
-/// The words for [`Verify`] in the policy.
-pub const VERIFY_WORDS: [(&str, Verify); 3] =
-    [("never", Verify::Never), ("changed", Verify::Changed), ("always", Verify::Always)];
-
-/// A registry, or a part of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegistryRule {
-    /// `host[:port]`, or `*.domain`.
-    pub host: String,
-    /// The beginning of the repository by whole components; empty means all.
-    pub repository: String,
-    /// Where the rule stands.
-    pub at: Position,
-}
-
 /// `[launch]`
 #[derive(Debug, Clone, Default)]
 pub struct LaunchRules {
@@ -182,6 +175,16 @@ pub struct LaunchRules {
     pub allow_writable_tmpfs: Option<Located<bool>>,
     /// Whether `--fakeroot` is allowed; none means yes.
     pub allow_fakeroot: Option<Located<bool>>,
+    /// Whether `--pid` is allowed; none means yes.
+    pub allow_pid: Option<Located<bool>>,
+    /// Whether `--ipc` is allowed; none means yes.
+    pub allow_ipc: Option<Located<bool>>,
+    /// Whether `--contain` and `--containall` are allowed; none means yes.
+    pub allow_contain: Option<Located<bool>>,
+    /// Whether users may leave the home directory out or put another in its place; none means yes.
+    pub allow_no_home: Option<Located<bool>>,
+    /// Whether users may leave out the site's optional binds; none means yes.
+    pub allow_no_binds: Option<Located<bool>>,
     /// Bytes that each private file system in memory may hold; none means the kernel's limit, half of the memory.
     pub max_tmpfs_bytes: Option<Located<u64>>,
 }
@@ -233,6 +236,18 @@ pub struct ConvertLimits {
     pub allow_foreign_layers: Option<Located<bool>>,
 }
 
+/// `[premounted]`
+#[derive(Debug, Clone, Default)]
+pub struct Premounts {
+    /// Trees of image files by their paths.
+    pub trees: Vec<Premounted>,
+    /// Where the tree of an image is found by its digest: an absolute path in which `{digest}` stands for the hex digits.
+    pub directory: Option<Located<String>>,
+}
+
+/// What stands for an image's digest in `[premounted] directory`.
+pub const DIGEST_PLACE: &str = "{digest}";
+
 /// A tree that the site has mounted from an image file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Premounted {
@@ -242,4 +257,11 @@ pub struct Premounted {
     pub directory: PathBuf,
     /// Where the rule stands.
     pub at: Position,
+}
+
+/// `[policy]`: what the policy says about itself.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyRules {
+    /// Whether `HPCRUN_POLICY` may name another policy; none means no.
+    pub allow_user_file: Option<Located<bool>>,
 }

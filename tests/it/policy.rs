@@ -18,6 +18,8 @@ use hpcrun::host::{Kind, probe};
 use hpcrun::policy::decide::{HostPath, Variables};
 use hpcrun::policy::read::keys;
 use hpcrun::policy::rules::Share;
+use hpcrun::policy::rules::gpu::GpuMode;
+use hpcrun::policy::rules::images::Owner;
 use hpcrun::policy::{POLICY_PATH, Policy};
 
 use crate::support;
@@ -45,6 +47,7 @@ fn an_empty_policy_says_nothing() {
         "\n",
         "# only a comment\n",
         "[binds]\n[home]\n[env]\n[images]\n[launch]\n[convert]\n[premounted]\n",
+        "[store]\n[gpu]\n[mpi]\n[modules]\n[log]\n[policy]\n[modules.a]\n",
     ] {
         let policy = policy(text);
         assert_eq!(policy.home(), (true, false, None));
@@ -243,7 +246,10 @@ fn what_was_meant_is_guessed() {
         ("[env]\nunsets = []\n", "did you mean \"unset\"?"),
         ("[launch]\nserver-threads = 1\n", "did you mean \"server_threads\"?"),
         ("[launch]\nshare = \"stp\"\n", "did you mean \"step\"?"),
-        ("[zzz]\n", "valid here: binds, home, env, images, launch, convert, premounted"),
+        (
+            "[zzz]\n",
+            "valid here: binds, home, env, images, store, gpu, mpi, modules, launch, convert, premounted, log, policy",
+        ),
     ] {
         let error = Policy::parse(Path::new(FILE), text).unwrap_err();
         assert_eq!(error.hints()[0], expected, "{text}");
@@ -725,6 +731,8 @@ fn every_shipped_policy_is_valid() {
 fn the_default_policy_shows_every_key() {
     let file = repository().join("site-config/policy.toml");
     let text = fs::read_to_string(&file).unwrap();
+    let modules = text.replace("#: [modules.host-mpi]", "[modules.host-mpi]");
+    assert_ne!(text, modules);
     let uncommented: String = text
         .lines()
         .map(|line| line.strip_prefix("#: ").unwrap_or(line))
@@ -733,7 +741,10 @@ fn the_default_policy_shows_every_key() {
     let policy = Policy::parse(&file, &uncommented).unwrap_or_else(|error| panic!("{error}"));
     assert!(policy.rules().binds.allowed.is_some());
     for key in keys() {
-        let (section, key) = key.split_once('.').unwrap_or((&key, ""));
+        let (section, key) = match key.strip_prefix("modules.NAME.") {
+            Some(key) => ("modules.host-mpi", key),
+            None => key.split_once('.').unwrap_or((&key, "")),
+        };
         assert!(text.contains(&format!("[{section}]")), "[{section}] is not in site-config/policy.toml");
         assert!(
             key.is_empty() || text.contains(&format!("\n#: {key} =")),
@@ -750,7 +761,7 @@ fn the_reference_names_every_key_and_no_other() {
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(key, _)| key.to_owned()))
         .filter(|key| key.contains('.'))
         .collect();
-    let mut known: Vec<String> = keys().into_iter().filter(|key| key.contains('.')).collect();
+    let mut known = keys();
     documented.sort();
     known.sort();
     assert_eq!(documented, known);
@@ -766,5 +777,164 @@ fn the_examples_of_the_reference_are_valid() {
     assert!(!examples.is_empty());
     for example in examples {
         policy(example);
+    }
+}
+
+#[test]
+fn what_the_keys_of_sections_want() {
+    let cases: &[(&str, &str)] = &[
+        ("[store]\nuser_dir = \"images\"", "2:12: store.user_dir: \"images\" is not an absolute path"),
+        ("[store]\nsite_dir = \"/images/$USER\"", "2:12: store.site_dir: variables mean nothing here"),
+        (
+            "[store]\nnode_cache = \"/local/../x\"",
+            "2:14: store.node_cache: \"/local/../x\" has a component '..'",
+        ),
+        ("[store]\nnode_cache_size = \"20GB!\"", "2:19: store.node_cache_size: \"20GB!\" is not a size"),
+        ("[store]\nnode_cache_min = 0", "2:18: store.node_cache_min must be 1 to 18446744073709551615"),
+        ("[store]\nshort_names = { \"a/b\" = \"x\" }", "2:17: \"a/b\" is no short name"),
+        (
+            "[store]\nshort_names = { a = \"X\" }",
+            "2:17: store.short_names: reference \"X\" has upper-case letters in its repository",
+        ),
+        ("[store]\nshort_names = { a = 1 }", "2:21: store.short_names.a wants a string, not an integer"),
+        ("[images]\nowners = [\"\"]", "2:11: an element of images.owners is no user"),
+        ("[images]\nowners = [-1]", "2:11: an element of images.owners is no user"),
+        ("[images]\nowners = [4294967296]", "2:11: an element of images.owners is no user"),
+        ("[images]\nowners = [\"12\"]", "2:11: an element of images.owners is no user"),
+        ("[images]\nowners = [0, 0]", "2:14: this owner stands in images.owners already, line 2"),
+        ("[images]\nformats = [\"ext4\"]", "2:12: images.formats: \"ext4\" is none of hpcrun, squashfs, sif"),
+        ("[images]\ndeny_registries = [\"A\"]", "2:20: \"A\" is no registry"),
+        (
+            "[images]\nregistries = [\"a.b\"]\ndeny_registries = [\"a.b\"]",
+            "2:15: a.b is allowed here and denied at line 3",
+        ),
+        (
+            "[images]\nmirrors = { \"a.b\" = \"c.d\" }",
+            "2:21: images.mirrors.a.b wants an array, not a string",
+        ),
+        ("[images]\nmirrors = { \"a.b\" = [] }", "2:13: a.b without a mirror"),
+        ("[images]\nmirrors = { \"*.b\" = [\"c.d\"] }", "2:13: *.b cannot name a mirror or what it mirrors"),
+        ("[images]\nmirrors = { \"a.b\" = [\"*.d\"] }", "2:22: *.d cannot name a mirror or what it mirrors"),
+        ("[images]\nmirrors = { \"a.b\" = [\"https://c\"] }", "2:22: \"https://c\" is no registry"),
+        (
+            "[images]\ndeny_digests = [\"latest\"]",
+            "2:17: images.deny_digests: digest \"latest\" has no algorithm before a colon",
+        ),
+        (
+            "[images]\nrequire_signature = 1",
+            "2:21: images.require_signature wants true or false, not an integer",
+        ),
+        ("[gpu]\nmode = \"nvidea\"", "2:8: gpu.mode: \"nvidea\" is none of auto, none, nvidia, amd, intel"),
+        ("[gpu]\nmode = \"cdi:gpu\"", "2:8: gpu.mode: \"cdi:gpu\" names no CDI device"),
+        ("[gpu]\ncdi_dirs = [\"cdi\"]", "2:13: gpu.cdi_dirs: \"cdi\" is not an absolute path"),
+        ("[gpu]\nexec_hooks = [\"hook\"]", "2:15: gpu.exec_hooks: \"hook\" is not an absolute path"),
+        ("[gpu]\nrequire = \"error\"", "2:11: gpu.require: \"error\" is none of warn, fail, off"),
+        ("[gpu]\ncuda_compat = true", "2:15: gpu.cuda_compat wants a string, not a boolean"),
+        ("[mpi]\ncheck = \"on\"", "2:9: mpi.check: \"on\" is none of check, strict, off"),
+        ("[mpi]\nhost_module = \"m\"", "2:15: mpi.host_module: there is no [modules.m]"),
+        ("[modules]\nm = 1", "2:5: modules.m wants a table, not an integer"),
+        ("[modules.\"a/b\"]\n", "1:10: \"a/b\" cannot be the name of a module"),
+        ("[modules.m]\nbind = []", "2:1: unknown key \"bind\" in [modules.m]"),
+        ("[modules.m]\nbinds = [\"x\"]", "2:10: a bind: \"x\" is not an absolute path"),
+        ("[modules.m]\nbinds = [\"/x:/proc\"]", "2:10: nothing can be bound onto /proc"),
+        ("[modules.m.env]\npass = [\"A\"]", "2:1: unknown key \"pass\" in [modules.m.env]"),
+        (
+            "[modules.m.env]\nunset = [\"A\"]\nset = { A = \"1\" }",
+            "3:9: A is given a value here and unset at line 2",
+        ),
+        (
+            "[modules.m]\nlibraries = [\"libx.so\"]",
+            "2:14: modules.m.libraries: \"libx.so\" is not an absolute path",
+        ),
+        (
+            "[modules.m]\nlibraries = [\"/opt/*/libx.so\"]",
+            "2:14: modules.m.libraries: \"/opt/*/libx.so\" has a wildcard before its last component",
+        ),
+        ("[modules.m]\ndevices = [\"/etc/passwd\"]", "2:12: /etc/passwd is not below /dev"),
+        ("[modules.m]\nmode = \"auto\"", "2:8: the module m is automatic and says not for what"),
+        ("[modules.m]\nmatch = { image = \"a,\" }", "2:19: the pattern \"a,\" has an empty alternative"),
+        ("[modules.m]\nmatch.soname = \"/lib/x.so\"", "2:16: \"/lib/x.so\" is no soname"),
+        ("[modules.m]\nmatch.images = \"x\"", "2:7: unknown key \"images\" in [modules.m.match]"),
+        ("[modules.m]\nabi = \"exact\"", "2:7: modules.m.abi: \"exact\" is none of symbols, major, minor"),
+        ("[log]\nlaunches = \"journald\"", "2:12: log.launches: \"journald\" is none of none, syslog, file"),
+        ("[log]\nlaunches = \"file\"", "2:12: log.launches is \"file\" and log.file names none"),
+        ("[log]\nfile = \"/x\"", "2:8: log.file means nothing while log.launches is not \"file\""),
+        ("[log]\nlaunches = \"file\"\nfile = \"x\"", "3:8: log.file: \"x\" is not an absolute path"),
+        ("[log]\nformat = \"xml\"", "2:10: log.format: \"xml\" is none of json, text"),
+        ("[premounted]\ndirectory = \"/run/x\"", "2:13: premounted.directory: \"/run/x\" needs one {digest}"),
+        (
+            "[premounted]\ndirectory = \"run/{digest}\"",
+            "2:13: premounted.directory: \"run/{digest}\" is not an absolute path",
+        ),
+        ("[policy]\nallow_user_files = true", "2:1: unknown key \"allow_user_files\" in [policy]"),
+        ("[launch]\nallow_no_home = \"no\"", "2:17: launch.allow_no_home wants true or false, not a string"),
+        (
+            "[binds]\noptional = [{ source = \"/a\", when = \"\" }]",
+            "2:37: the pattern \"\" has an empty alternative",
+        ),
+        (
+            "[binds]\noptional = [{ source = \"/a\", host = \"x\" }]",
+            "2:30: unknown key \"host\" in a bind in binds.optional",
+        ),
+    ];
+    for (text, expected) in cases {
+        check_problems(text, &[expected]);
+    }
+    let facilities = "user, daemon, auth, local0, local1, local2, local3, local4, local5, local6, local7";
+    let expected = format!("2:12: log.facility: \"kern\" is none of {facilities}");
+    check_problems("[log]\nfacility = \"kern\"", &[&expected]);
+}
+
+#[test]
+fn values_arrive_as_written() {
+    let text = "[store]\nuser_dir = \"/p/$USER\"\nsite_dir = \"//images/./x/\"\nnode_cache_size = \"2 GiB\"\n\
+                short_names = { b = \"debian\", a = \"r.example/x:1\" }\n\
+                [images]\nowners = [\"root\", \"self\", 17, \"ada\"]\nmirrors = { \"a.b\" = [\"c.d/e\", \"f.g:5000\"] }\n\
+                [gpu]\nmode = \"cdi:v.example/gpu=0\"\n[mpi]\nhost_module = \"m\"\n\
+                [modules.z]\nmode = \"never\"\n[modules.m]\nmatch = { soname = \"libx.so.1\" }\nmode = \"auto\"\n\
+                devices = [\"/dev/cxi*\"]\n[log]\nlaunches = \"file\"\nfile = \"/log/$JOB\"\nfacility = \"local7\"\n\
+                [premounted]\ndirectory = \"/run/x/{digest}\"\n";
+    let policy = policy(text);
+    let rules = policy.rules();
+    let store = &rules.store;
+    assert_eq!(store.user_dir.as_ref().unwrap().value.as_written(), "/p/$USER");
+    assert_eq!(store.site_dir.as_ref().unwrap().value, Path::new("/images/x"));
+    assert_eq!(store.node_cache_size_bytes.as_ref().unwrap().value, 2 << 30);
+    let names: Vec<String> = store
+        .short_names
+        .iter()
+        .map(|short| format!("{}={} :{}", short.name, short.reference, short.at.line))
+        .collect();
+    assert_eq!(names, ["b=docker.io/library/debian:latest :5", "a=r.example/x:1 :5"]);
+    let owners = &rules.images.owners.as_ref().unwrap().rules;
+    assert_eq!(
+        owners.iter().map(|owner| owner.value.clone()).collect::<Vec<_>>(),
+        [Owner::Root, Owner::Myself, Owner::Uid(17), Owner::Name("ada".to_owned())]
+    );
+    let mirror = &rules.images.mirrors[0];
+    assert_eq!((mirror.registry.host.as_str(), mirror.registry.at.line), ("a.b", 8));
+    assert_eq!((mirror.mirrors[0].repository.as_str(), mirror.mirrors[1].host.as_str()), ("e", "f.g:5000"));
+    assert_eq!(rules.gpu.mode.as_ref().unwrap().value, GpuMode::Cdi("v.example/gpu=0".to_owned()));
+    let modules: Vec<&str> = rules.modules.iter().map(|module| module.name.as_str()).collect();
+    assert_eq!(modules, ["z", "m"]);
+    assert_eq!(rules.modules[1].devices[0].value, "/dev/cxi*");
+    assert_eq!(rules.log.facility.as_ref().unwrap().value, 23);
+    assert_eq!(rules.premounted.directory.as_ref().unwrap().value, "/run/x/{digest}");
+}
+
+#[test]
+fn owners() {
+    for (owner, uid, name, is) in [
+        (Owner::Root, 0, Some("root"), true),
+        (Owner::Root, 1000, Some("root"), false),
+        (Owner::Myself, 1000, None, true),
+        (Owner::Myself, 0, None, false),
+        (Owner::Uid(7), 7, None, true),
+        (Owner::Uid(7), 8, None, false),
+        (Owner::Name("images".into()), 7, Some("images"), true),
+        (Owner::Name("images".into()), 7, Some("image"), false),
+        (Owner::Name("images".into()), 7, None, false),
+    ] {
+        assert_eq!(owner.is(uid, name.map(OsStr::new), 1000), is, "{owner:?} {uid} {name:?}");
     }
 }
