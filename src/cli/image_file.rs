@@ -223,6 +223,11 @@ impl ImageFile {
         self.filesystem.read(layout, 0, length).map_err(|source| self.unreadable(source))
     }
 
+    /// The bytes of a regular file of the image; none if there is no such file or it is longer than `longest` bytes.
+    pub(crate) fn small_file(&self, path: &[u8], longest: u64) -> Result<Option<Vec<u8>>, ImageFileError> {
+        self.filesystem.small_file(path, longest).map_err(|source| self.unreadable(source))
+    }
+
     fn unreadable(&self, source: ReadError) -> ImageFileError {
         ImageFileError::Squashfs { path: self.path.clone(), source }
     }

@@ -11,6 +11,7 @@ use crate::cli::image_file::ImageFile;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launch_env::Ambient;
 use crate::cli::launch_request;
+use crate::cli::loaders;
 use crate::cli::output;
 use crate::cli::profile::{self, Choice};
 use crate::cli::report::{Failure, STATUS_REFUSED};
@@ -20,6 +21,7 @@ use crate::launch;
 use crate::launch::command::shell_candidates;
 use crate::launch::enact::{self, Event};
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
+use crate::launch::inject::Loaders;
 use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError};
 use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
@@ -160,7 +162,10 @@ fn planned(
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
-    let facts = facts(&image, &host)?;
+    let mut facts = facts(&image, &host)?;
+    if launch::plan::needs_loaders(request, policy, &host) {
+        facts.loaders = loaders::of_image(&image)?;
+    }
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
     plan.about.warnings.extend(image.warnings.iter().cloned());
     let mut grafts = Grafts::default();
@@ -235,6 +240,7 @@ fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
         passwd: small_file(image, "/etc/passwd")?,
         group: small_file(image, "/etc/group")?,
         shell,
+        loaders: Loaders::default(),
     })
 }
 

@@ -16,6 +16,7 @@ mod launch_env;
 mod launch_request;
 mod layer_cache;
 mod limits;
+mod loaders;
 mod logger;
 mod login;
 mod output;

@@ -230,13 +230,19 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
     paths
 }
 
-/// Gathers the binds of a launch.
-pub fn gather(request: &Request, policy: &Policy, host: &Host) -> Result<Binds, PlanError> {
+/// Gathers the binds of a launch; `injected` are those of the host's software.
+pub fn gather(
+    request: &Request,
+    policy: &Policy,
+    host: &Host,
+    injected: Vec<Bind>,
+) -> Result<Binds, PlanError> {
     let trusted = host.trusted_variables();
     let site =
         Site { policy, host, variables: Variables { trusted: &trusted, environment: &host.environment } };
     let (site_binds, mut notes) = policy.site_binds(&site.variables)?;
     let mut wanted = defaults(request, host);
+    wanted.extend(injected);
     match &request.home {
         HomeWish::At(option) => wanted.push(site.user_bind(option)?),
         HomeWish::LeaveOut | HomeWish::SiteDefault if request.contain.is_some() => {}

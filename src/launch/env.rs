@@ -9,6 +9,7 @@ use std::path::Path;
 use super::binds::Binds;
 use super::command::DEFAULT_PATH;
 use super::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
+use super::inject::Variable;
 use super::request::{Joining, Request};
 use crate::hint::Hint;
 use crate::host::Host;
@@ -61,6 +62,8 @@ pub struct Circumstances<'a> {
     pub cwd: Option<&'a Path>,
     /// Whether ranks of this step have namespaces of their own.
     pub unshared_ranks: bool,
+    /// Variables of the host's software that the new root shows.
+    pub injected: &'a [Variable],
 }
 
 /// One thing done to the environment, for `--explain`: `+NAME` or `-NAME`.
@@ -101,6 +104,7 @@ pub fn job_env(
     }
     draft.defaults(circumstances);
     draft.image(config, host);
+    draft.injected(circumstances.injected);
     draft.site(policy, &variables)?;
     if circumstances.unshared_ranks {
         draft.unshared_ranks(request);
@@ -204,6 +208,17 @@ impl Draft {
                 continue;
             }
             self.set(name, value, Reason::Image("Env"));
+        }
+    }
+
+    /// What belongs to the host's software. What the launcher said of the same stands: it chose the devices.
+    fn injected(&mut self, variables: &[Variable]) {
+        for Variable { name, value, joining, reason } in variables {
+            if !self.held.contains(name) {
+                let old = self.variables.get(name).map(OsString::as_os_str);
+                let value = joined(value.clone(), old, *joining);
+                self.set(name, &value, reason.clone());
+            }
         }
     }
 

@@ -14,6 +14,8 @@ use crate::mount::plan::Reason;
 pub struct About {
     /// The image in a line.
     pub image: String,
+    /// What the image is shown with beyond what is mounted, and why.
+    pub added: Vec<(String, Reason)>,
     /// What was done to the environment.
     pub env_changes: Vec<Change>,
     /// Why the first working directory is the first.
@@ -47,6 +49,9 @@ impl fmt::Display for LaunchPlan {
             let (what, places) = op.split_once(' ').unwrap_or((&op, ""));
             let label = format!("{:>2} {what}", index.saturating_add(1));
             line(f, &label, places, Some(&planned.reason))?;
+        }
+        for (what, reason) in &self.about.added {
+            line(f, "add", what, Some(reason))?;
         }
         env_lines(f, &self.about.env_changes)?;
         let cwd: Vec<String> = self.cwd.iter().map(|path| path.display().to_string()).collect();

@@ -10,6 +10,7 @@ pub mod env_names;
 pub mod error;
 pub mod explain;
 pub mod identity;
+pub mod inject;
 mod isolate;
 mod job;
 pub mod mount_option;

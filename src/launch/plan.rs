@@ -9,6 +9,7 @@ use super::command::{self, Command};
 use super::env::{self, Circumstances, JobEnv};
 pub use super::error::PlanError;
 use super::explain::About;
+use super::inject::{Additions, Injection, Loaders, Variable};
 use super::request::{Isolation, Request, Verb};
 use super::share_key::{describe_share, share_key, share_scope};
 use super::{identity, overlay};
@@ -113,6 +114,8 @@ pub struct ImageFacts {
     pub group: Option<Vec<u8>>,
     /// The first of [`command::shell_candidates`] that the image has.
     pub shell: Option<PathBuf>,
+    /// What its loaders go by; looked at only if [`needs_loaders`].
+    pub loaders: Loaders,
 }
 
 /// A file by what the kernel says of it.
@@ -133,6 +136,17 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
     paths
 }
 
+/// Whether [`injection`] may want libraries of the host, so that the image's loaders have to be looked at. A launch for
+/// which it does not must cost nothing.
+pub fn needs_loaders(_request: &Request, _policy: &Policy, _host: &Host) -> bool {
+    false
+}
+
+/// What the launch wants of the host's own software.
+pub fn injection(_request: &Request, _image: &ImageFacts, _policy: &Policy, _host: &Host) -> Injection {
+    Injection::default()
+}
+
 /// Decides a launch. Data in, data out; `host` knows the paths of [`paths_to_probe`].
 pub fn plan(
     request: &Request,
@@ -142,12 +156,17 @@ pub fn plan(
 ) -> Result<LaunchPlan, PlanError> {
     check_host(host)?;
     check_image(image, policy, host)?;
-    let mut binds = binds::gather(request, policy, host)?;
+    let injection = injection(request, image, policy, host);
+    let mut binds = binds::gather(request, policy, host, injection.binds())?;
+    let additions = injection.additions(&image.loaders, &binds);
+    binds.notes.extend(additions.notes.iter().cloned());
     let overlay = overlay::plan(request, policy, host)?;
     let guise = guise(request, policy)?;
     let (root, root_reason) = match &overlay {
         // The owners of a tree that the site mounted are not for us to change.
         Some(_) => (RootSource::Image(image.path.clone()), Reason::Default),
+        // Nothing can be added to a tree that the kernel serves.
+        None if !injection.is_empty() => (RootSource::Image(image.path.clone()), Reason::Default),
         None => root(image, policy, host, &mut binds.notes),
     };
     check_fuse(&root, &binds, host)?;
@@ -156,10 +175,11 @@ pub fn plan(
     let scope = share_scope(request, policy, host, is_private);
     let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
-    let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks)?;
+    let injected = &additions.variables;
+    let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks, injected)?;
     let Command { program, argv, image_field } = command::of_request(request, image, host)?;
     let grafts = match &root {
-        RootSource::Image(_) => grafts(request, image, host, &binds)?,
+        RootSource::Image(_) => grafts(request, image, host, &binds, &additions)?,
         // The kernel serves that tree: nothing can be added to it.
         RootSource::Premounted(_) => Vec::new(),
     };
@@ -171,6 +191,7 @@ pub fn plan(
         scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts, &guise));
     let about = About {
         image: describe(image),
+        added: additions.described,
         env_changes: job_env.changes,
         cwd_reason,
         exec_reason: exec_reason(request, image_field),
@@ -275,9 +296,11 @@ fn grafts(
     image: &ImageFacts,
     host: &Host,
     binds: &Binds,
+    additions: &Additions,
 ) -> Result<Vec<(PathBuf, Graft)>, PlanError> {
     let mut grafts: Vec<(PathBuf, Graft)> =
         binds.binds.iter().map(|bind| (bind.destination.clone(), bind.graft())).collect();
+    grafts.extend(additions.grafts.iter().cloned());
     let shell = image.shell.as_deref().unwrap_or(Path::new("/bin/sh"));
     let user = identity::inside(host, request);
     let passwd = identity::passwd(image.passwd.as_deref(), &user, shell)?;
@@ -365,6 +388,7 @@ fn make_env(
     binds: &Binds,
     cwd: &[PathBuf],
     unshared_ranks: bool,
+    injected: &[Variable],
 ) -> Result<JobEnv, PlanError> {
     let first = cwd.first().filter(|first| Some(*first) == host.cwd.as_ref());
     let home = identity::home_of_request(request, host);
@@ -375,6 +399,7 @@ fn make_env(
         binds,
         cwd: first.map(PathBuf::as_path),
         unshared_ranks,
+        injected,
     };
     Ok(env::job_env(request, &image.config, policy, host, &circumstances)?)
 }

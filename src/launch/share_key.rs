@@ -57,7 +57,14 @@ pub fn share_key(
         hash.field(format!("{:?}", planned.op));
     }
     for (path, graft) in grafts {
-        hash.field(format!("{path:?} {graft:?}"));
+        match graft {
+            // Caches of libraries are long, and longer still as debug text.
+            Graft::Content { mode, content } => {
+                hash.field(format!("{path:?} {mode}"));
+                hash.field(content);
+            }
+            graft => hash.field(format!("{path:?} {graft:?}")),
+        }
     }
     Some(ShareKey { directory: host.share_directory.clone()?, name: hash.finish() })
 }

@@ -20,6 +20,7 @@ use hpcrun::host::features::Observed;
 use hpcrun::host::{Features, Host, Kernel, Kind, Launcher, PathFact, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
+use hpcrun::launch::inject::Loaders;
 use hpcrun::launch::plan::FileId;
 use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, ScratchOption, Verb, Writable};
 use hpcrun::launch::resolve::ResolveError;
@@ -216,6 +217,7 @@ fn image() -> ImageFacts {
         ),
         group: Some(b"root:x:0:\n".to_vec()),
         shell: Some("/bin/bash".into()),
+        loaders: Loaders::default(),
     }
 }
 
