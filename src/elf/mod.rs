@@ -1,6 +1,13 @@
 //! ELF facts: bytes in, facts out. Whatever the bytes say, offsets and lengths are checked.
 
+pub mod closure;
 pub mod library_cache;
+pub mod object;
+pub mod symbols;
+pub mod version;
+
+pub use object::Object;
+pub use symbols::Symbols;
 
 /// Longest dynamic section that is looked at, bytes: real ones have less than 2 KiB.
 const DYNAMIC_MAX: u64 = 64 << 10;
@@ -13,12 +20,13 @@ const NEEDED_MAX: usize = 256;
 pub type ReadAt<'a> = &'a dyn Fn(u64, usize) -> Option<Vec<u8>>;
 
 /// One entry of the program header.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
     kind: u64,
     offset: u64,
     address: u64,
     size: u64,
+    alignment: u64,
 }
 
 /// The few fields of an ELF header that explain why a program does not run. Source: elf(5).
@@ -117,9 +125,9 @@ impl Header {
     /// The program header, as far as it is in `head`.
     fn segments<'a>(&self, head: &'a [u8]) -> impl Iterator<Item = Segment> + use<'a> {
         let elf = *self;
-        // (e_phoff, e_phentsize, p_offset, p_vaddr, p_filesz) of elf(5), and the width of an address.
-        let (table, entry_size, offset, address, size, width) =
-            if elf.is_64 { (32, 54, 8, 16, 32, 8) } else { (28, 42, 4, 8, 16, 4) };
+        // (e_phoff, e_phentsize, p_offset, p_vaddr, p_filesz, p_align) of elf(5), and the width of an address.
+        let (table, entry_size, offset, address, size, alignment, width) =
+            if elf.is_64 { (32, 54, 8, 16, 32, 48, 8) } else { (28, 42, 4, 8, 16, 28, 4) };
         let count = elf.number(head, entry_size + 2, 2).unwrap_or(0);
         (0..count).map_while(move |index| {
             let start = elf.number(head, table, width)?;
@@ -131,6 +139,7 @@ impl Header {
                 offset: field(offset, width)?,
                 address: field(address, width)?,
                 size: field(size, width)?,
+                alignment: field(alignment, width)?,
             })
         })
     }
