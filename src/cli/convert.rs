@@ -15,7 +15,7 @@ use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};
 use crate::convert::source::registry::{RegistriesConf, RegistryOptions, short_names};
 use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
-use crate::convert::{self, Destination, Extras, LayerCache, Progress, Summary};
+use crate::convert::{self, Described, Destination, Extras, LayerCache, Progress, Summary};
 use crate::image::platform::Platform;
 use crate::image::reference::{Reference, SourceReference};
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, SectionKind, Trailer};
@@ -93,11 +93,11 @@ fn run(
     .map_err(|error| Failure::new(&error))?;
     let progress = Arc::new(Progress::new(source.image()));
     let display = Display::start(&progress, quiet);
-    let trailer = |squashfs: &writer::Summary, hashes: Vec<u8>| {
-        trailer(source.image(), &chosen, hashes).encode(squashfs.bytes_used)
+    let trailer = |squashfs: &writer::Summary, described: Described| {
+        trailer(source.image(), &chosen, described).encode(squashfs.bytes_used)
     };
     let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
-    let converted = convert::convert_hashed(extras, &*source, &destination, &chosen, &progress, trailer);
+    let converted = convert::convert_described(extras, &*source, &destination, &chosen, &progress, trailer);
     drop(display);
     let summary = converted.map_err(|error| limits::failure(&error, &policy))?;
     warn_of_losses(&summary);
@@ -223,7 +223,7 @@ fn docker_socket(reference: &SourceReference) -> Result<PathBuf, Failure> {
 }
 
 /// What the trailer says of the image and of how it was converted.
-fn trailer(image: &SourceImage, options: &convert::ConvertOptions, hashes: Vec<u8>) -> Trailer {
+fn trailer(image: &SourceImage, options: &convert::ConvertOptions, described: Described) -> Trailer {
     let layers = image
         .layers
         .iter()
@@ -251,7 +251,10 @@ fn trailer(image: &SourceImage, options: &convert::ConvertOptions, hashes: Vec<u
             conversion: Conversion { codec: codec.to_owned(), level, block_size: options.block_size },
             hpcrun_version: env!("CARGO_PKG_VERSION").to_owned(),
         },
-        others: chunk_hashes(hashes).into_iter().collect(),
+        others: chunk_hashes(described.hashes)
+            .into_iter()
+            .chain([(SectionKind::Facts, described.facts)])
+            .collect(),
     }
 }
 

@@ -14,6 +14,7 @@ mod cache;
 mod created;
 mod error;
 pub mod export;
+pub mod facts;
 mod generate;
 pub mod keep;
 pub mod layer;
@@ -26,6 +27,7 @@ mod publish;
 pub mod source;
 pub mod tree;
 
+use std::fs::File;
 use std::path::Path;
 
 pub use ahead::Layers;
@@ -39,6 +41,7 @@ pub use progress::{Bottleneck, LayerProgress, LayerState, Progress};
 pub use publish::Destination;
 
 use crate::image::chunks;
+use crate::squashfs::reader::{Filesystem, ReaderOptions};
 use crate::squashfs::writer::{self, Tree};
 use attempt::{Attempt, Image};
 use cache::Shelf;
@@ -97,17 +100,26 @@ pub fn convert_with(
     progress: &Progress,
     trailer: impl FnOnce(&writer::Summary) -> Vec<u8>,
 ) -> Result<Summary, ConvertError> {
-    convert_hashed(extras, source, destination, options, progress, |summary, _| trailer(summary))
+    convert_described(extras, source, destination, options, progress, |summary, _| trailer(summary))
 }
 
-/// The same; `trailer` also gets the section with the chunk hashes (see [`crate::image::chunks`]).
-pub fn convert_hashed(
+/// The sections of a trailer that follow from what was written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The chunk hashes, see [`crate::image::chunks`].
+    pub hashes: Vec<u8>,
+    /// The facts, see [`crate::image::facts`].
+    pub facts: Vec<u8>,
+}
+
+/// The same; `trailer` also gets what was found out about the squashfs.
+pub fn convert_described(
     extras: Extras<'_>,
     source: &dyn Source,
     destination: &Destination,
     options: &ConvertOptions,
     progress: &Progress,
-    trailer: impl FnOnce(&writer::Summary, Vec<u8>) -> Vec<u8>,
+    trailer: impl FnOnce(&writer::Summary, Described) -> Vec<u8>,
 ) -> Result<Summary, ConvertError> {
     let path = &destination.path;
     let (unpublished, output) = Unpublished::create(destination)?;
@@ -126,7 +138,8 @@ pub fn convert_hashed(
     let Image { squashfs, written, merged, unknown_paths } = image;
     progress.set_bytes_out(squashfs.data_bytes_out);
     let hashes = chunks::encode(written.chunks().iter().map(|chunk| (chunk.length, chunk.digest)));
-    let trailer = trailer(&squashfs, hashes);
+    let facts = facts(&output, &merged.tree, path)?;
+    let trailer = trailer(&squashfs, Described { hashes, facts });
     let file_size = publish::append(&output, squashfs.bytes_used, &trailer)
         .map_err(|source| ConvertError::Trailer { path: path.clone(), source })?;
     let cached_layers = shelf.hits;
@@ -138,6 +151,15 @@ pub fn convert_hashed(
     })?;
     let (entries, notes) = (merged.entries, merged.notes);
     Ok(Summary { squashfs, file_size, entries, notes, cached_layers, unknown_paths })
+}
+
+/// The section with the facts of the squashfs at the start of `output`, which holds `tree`.
+fn facts(output: &File, tree: &Tree, path: &Path) -> Result<Vec<u8>, ConvertError> {
+    let failed = |source| ConvertError::Trailer { path: path.to_owned(), source };
+    let own = output.try_clone().map_err(failed)?;
+    let written = Filesystem::open(own, 0, ReaderOptions::default());
+    let written = written.map_err(|error| failed(std::io::Error::other(error)))?;
+    Ok(facts::of_tree(tree, &written).encode())
 }
 
 /// What a merge of layers needs to know of the options and of the image.

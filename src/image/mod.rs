@@ -5,6 +5,7 @@
 pub mod chunks;
 pub mod config;
 pub mod digest;
+pub mod facts;
 pub mod foreign;
 mod json;
 pub mod manifest;
