@@ -36,7 +36,7 @@ soak: setup
 	$(CARGO) test --locked --test it soak:: -- --ignored --nocapture --test-threads=1
 
 lint:
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@scripts/check-dependencies
 

@@ -28,6 +28,7 @@ mod registry;
 mod report;
 mod site;
 mod size;
+mod slurm_task;
 mod trace;
 mod unoffered;
 mod verify;
@@ -45,7 +46,7 @@ use crate::sys::privilege;
 
 /// Parses the command line, runs the verb and turns its outcome into the exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(slurm_task::command_line()) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(explain_usage(&error)),
     };

@@ -71,14 +71,25 @@ impl Launcher {
         let (kind, step, job) = identify(&text);
         let local_rank = number(&[
             "OMPI_COMM_WORLD_LOCAL_RANK",
+            "MV2_COMM_WORLD_LOCAL_RANK",
             "MPI_LOCALRANKID",
+            "JSM_NAMESPACE_LOCAL_RANK",
             "PMI_LOCAL_RANK",
             "PALS_LOCAL_RANKID",
             "FLUX_TASK_LOCAL_ID",
             "SLURM_LOCALID",
         ]);
-        let local_size = number(&["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"])
-            .or_else(|| slurm_local_size(&text));
+        let local_size = number(&[
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+            "MV2_COMM_WORLD_LOCAL_SIZE",
+            "MPI_LOCALNRANKS",
+            "JSM_NAMESPACE_LOCAL_SIZE",
+            "PMI_LOCAL_SIZE",
+            "PALS_LOCAL_SIZE",
+        ])
+        .or_else(|| slurm_local_size(&text))
+        // Flux tells the size of a node's share only where there is one node.
+        .or_else(|| number(&["FLUX_JOB_SIZE"]).filter(|_| number(&["FLUX_JOB_NNODES"]) == Some(1)));
         Launcher { kind, step, job, local_rank, local_size }
     }
 
@@ -207,6 +218,11 @@ mod tests {
             (&[("OMPI_COMM_WORLD_LOCAL_RANK", "1"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")], Some(1), Some(2)),
             (&[("MPI_LOCALRANKID", "0"), ("MPI_LOCALNRANKS", "4")], Some(0), Some(4)),
             (&[("PMI_LOCAL_RANK", "0"), ("PMI_LOCAL_SIZE", "128")], Some(0), Some(128)),
+            (&[("PALS_LOCAL_RANKID", "2"), ("PALS_LOCAL_SIZE", "8")], Some(2), Some(8)),
+            (&[("JSM_NAMESPACE_LOCAL_RANK", "1"), ("JSM_NAMESPACE_LOCAL_SIZE", "6")], Some(1), Some(6)),
+            (&[("MV2_COMM_WORLD_LOCAL_RANK", "1"), ("MV2_COMM_WORLD_LOCAL_SIZE", "2")], Some(1), Some(2)),
+            (&[("FLUX_JOB_SIZE", "4"), ("FLUX_JOB_NNODES", "1")], None, Some(4)),
+            (&[("FLUX_JOB_SIZE", "4"), ("FLUX_JOB_NNODES", "2")], None, None),
             (&[("SLURM_STEP_TASKS_PER_NODE", "2(x3),1"), ("SLURM_NODEID", "0")], None, Some(2)),
             (&[("SLURM_STEP_TASKS_PER_NODE", "2(x3),1"), ("SLURM_NODEID", "2")], None, Some(2)),
             (&[("SLURM_STEP_TASKS_PER_NODE", "2(x3),1"), ("SLURM_NODEID", "3")], None, Some(1)),
