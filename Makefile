@@ -4,13 +4,14 @@ CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 PEERS ?= .demo/peers
 
-.PHONY: help build test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
+.PHONY: help build spank test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
 	@echo 'make soak             servers killed under load, 2000 launches, memory over time: 10 minutes (root)  [SOAK_MINUTES=2]'
 	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
 	@echo 'make build            target/release/hpcrun'
+	@echo 'make spank            target/release/libhpcrun_spank.so, for the Slurm that is installed  [SLURM_VERSION=23.11.4 for another]'
 	@echo 'make man              manual pages and shell completions, in target/manual/'
 	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
 	@echo 'make bench            measure against peers, 40 minutes; bench-convert, bench-launch, bench-read, bench-startup: one'
@@ -24,6 +25,10 @@ setup:
 
 build:
 	$(CARGO) build --release --locked
+
+# Slurm takes a plugin of its own release only.
+spank:
+	SLURM_VERSION=$(SLURM_VERSION) $(CARGO) build --release --locked --package hpcrun-spank
 
 man:
 	$(CARGO) run --quiet --locked --example manual target/manual

@@ -68,9 +68,14 @@ fn nothing_of_a_job_outlives_it() {
 #[track_caller]
 fn solve(ranks: usize) {
     let output = mpirun(ranks, &[image().into(), "/solver".into(), CELLS.into()]);
-    assert!(output.status.success(), "{}", report(&output));
     assert_eq!(text(&output.stderr), "", "a job that works is silent");
+    assert_solved(ranks, &output);
+}
 
+/// Asserts that one job of so many ranks wrote this.
+#[track_caller]
+pub(crate) fn assert_solved(ranks: usize, output: &Output) {
+    assert!(output.status.success(), "{}", report(output));
     let lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
     let count = |wanted: &str| lines.iter().filter(|line| line.starts_with(wanted)).count();
     assert_eq!(count(&format!("ranks: {ranks}")), 1, "{lines:#?}");
@@ -90,12 +95,12 @@ fn mpirun(ranks: usize, args: &[OsString]) -> Output {
     run(command.arg(binary()).arg("exec").args(args))
 }
 
-fn report(output: &Output) -> String {
+pub(crate) fn report(output: &Output) -> String {
     format!("{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr))
 }
 
 /// Command lines of the processes that have the file open or name it.
-fn processes_that_hold(file: &Path) -> Vec<String> {
+pub(crate) fn processes_that_hold(file: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
@@ -110,7 +115,7 @@ fn processes_that_hold(file: &Path) -> Vec<String> {
 }
 
 /// The image, converted once for all tests here.
-fn image() -> &'static Path {
+pub(crate) fn image() -> &'static Path {
     static IMAGE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = IMAGE.get_or_init(|| {
         let dir = scratch();
@@ -176,7 +181,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// What the dynamic linker would load for these, itself included.
-fn libraries(programs: &[PathBuf]) -> BTreeSet<PathBuf> {
+pub(crate) fn libraries(programs: &[PathBuf]) -> BTreeSet<PathBuf> {
     // A plug-in for a fabric that this machine lacks may miss a library: ldd says so and goes on.
     let output = run(Command::new("ldd").args(programs));
     let output = text(&output.stdout);
@@ -185,7 +190,7 @@ fn libraries(programs: &[PathBuf]) -> BTreeSet<PathBuf> {
 }
 
 /// A layer tar whose names are unique and whose directories go through no link.
-struct Layer {
+pub(crate) struct Layer {
     tar: tar::Builder<Vec<u8>>,
     names: BTreeSet<PathBuf>,
 }
@@ -198,7 +203,7 @@ impl Default for Layer {
 
 impl Layer {
     /// Adds what `from` holds under the name `path`, with /lib and the like resolved.
-    fn file(&mut self, path: &Path, from: &Path) {
+    pub(crate) fn file(&mut self, path: &Path, from: &Path) {
         let directory = path.parent().expect("a directory");
         let real = match directory {
             path if path == Path::new("/lib64") => PathBuf::from("/usr/lib64"),
@@ -217,7 +222,7 @@ impl Layer {
         self.tar.append_data(&mut header, name, contents.as_slice()).expect("tar");
     }
 
-    fn link(&mut self, name: &str, target: &str) {
+    pub(crate) fn link(&mut self, name: &str, target: &str) {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_mode(0o777);
@@ -225,13 +230,13 @@ impl Layer {
         self.tar.append_link(&mut header, name, target).expect("tar");
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.tar.into_inner().expect("tar")
     }
 }
 
 /// A docker-archive, as `docker save` writes it, of one uncompressed layer.
-fn docker_archive(layer: &[u8]) -> Vec<u8> {
+pub(crate) fn docker_archive(layer: &[u8]) -> Vec<u8> {
     let diff_id: String = Sha256::digest(layer).iter().map(|byte| format!("{byte:02x}")).collect();
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
