@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::convert_args::{Convert, Login, Logout, Pull};
 use crate::cli::launch_args::LaunchOptions;
+use crate::cli::launches::Report;
 
 /// Turn a Docker/OCI image into one squashfs file and run HPC jobs from it.
 #[derive(Debug, Parser)]
@@ -93,6 +94,11 @@ pub(crate) enum Verb {
     /// Exit status: 0 if the file is whole, 1 if it is damaged, 125 if that cannot be said, for want of hashes (they are in
     /// what 'hpcrun convert' and 'hpcrun pull' write).
     Verify(Verify),
+    /// Say which images run, out of the lines that launches have logged
+    ///
+    /// One line an image: how often it was launched and refused, by how many users in how many jobs on how many nodes, and
+    /// when last. The site's policy says whether launches are logged, and where ([log]).
+    Report(Report),
     /// Check whether this node can run images, and say what to change
     Doctor(Doctor),
 }

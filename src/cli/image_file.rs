@@ -12,6 +12,7 @@ use crate::image::config::{ConfigError, ImageConfig};
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
+use crate::mount::node_cache::{Checks, Key, Original};
 use crate::mount::voucher::{Hashes, Voucher, When};
 use crate::policy::rules::Verify;
 use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions, Vouch};
@@ -242,6 +243,23 @@ impl ImageFile {
         self.section(|contents, read_at| contents.required(SectionKind::Manifest, read_at))
     }
 
+    /// The file as [`crate::mount::node_cache`] knows it, to be read as `verify` says.
+    pub(crate) fn original(&self, verify: Verify) -> io::Result<Original> {
+        let metadata = self.filesystem.file().metadata()?;
+        let hashes = self.trailer.as_ref().and_then(hashes);
+        let key = match &hashes {
+            Some(hashes) => Key::of_content(hashes, self.length),
+            None => Key::of_file(&std::fs::canonicalize(&self.path)?, &metadata),
+        };
+        let checks = match verify {
+            Verify::Never => Checks::Never,
+            Verify::Changed => Checks::Changed,
+            Verify::Always => Checks::Always,
+        };
+        let is_public = metadata.mode() & 0o004 != 0;
+        Ok(Original { key, length: self.length, hashes, stamp: Stamp::of(&metadata), is_public, checks })
+    }
+
     /// What is behind the squashfs; none without a trailer.
     pub(crate) fn contents(&self) -> Option<&Contents> {
         self.trailer.as_ref()
@@ -277,9 +295,12 @@ fn voucher(trailer: &Contents, verify: Verify, stamp: Stamp) -> Option<Arc<dyn V
         Verify::Changed => When::ChangedSince(stamp),
         Verify::Always => When::Always,
     };
+    Some(Arc::new(Voucher::new(hashes(trailer)?, when)))
+}
+
+fn hashes(trailer: &Contents) -> Option<Hashes> {
     let place = trailer.place(SectionKind::ChunkHashes)?;
-    let hashes = Hashes { place, squashfs_length: trailer.squashfs_length() };
-    Some(Arc::new(Voucher::new(hashes, when)))
+    Some(Hashes { place, squashfs_length: trailer.squashfs_length() })
 }
 
 impl From<ImageFileError> for Failure {

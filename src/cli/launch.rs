@@ -10,11 +10,13 @@ use crate::cli::args::{Exec, Run, Shell};
 use crate::cli::image_file::ImageFile;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launch_env::Ambient;
+use crate::cli::launch_log::LaunchLog;
 use crate::cli::launch_request;
 use crate::cli::loaders;
+use crate::cli::node_cache;
 use crate::cli::output;
 use crate::cli::profile::{self, Choice};
-use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::report::Failure;
 use crate::cli::site;
 use crate::host::{Host, probe};
 use crate::launch;
@@ -22,7 +24,8 @@ use crate::launch::command::shell_candidates;
 use crate::launch::enact::{self, Event};
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::inject::Loaders;
-use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError};
+use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
+use crate::launch::record::Role;
 use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
 use crate::mount::plan::{Op, RootSource};
@@ -129,7 +132,7 @@ fn launch(
     let policy = site::policy()?;
     let reading = Reading::new(options, &policy);
     if options.explain {
-        let (plan, _, _) = planned(&request, image, &reading, host, &policy)?;
+        let (plan, _, _) = planned(&request, image, &reading, host, &policy, None)?;
         return output::data(plan.to_string().as_bytes());
     }
     with_policy(&request, image, &reading, host, &policy).map(|never| match never {})
@@ -143,12 +146,26 @@ pub(crate) fn with_policy(
     host: Host,
     policy: &Policy,
 ) -> Result<Infallible, Failure> {
+    let mut log = LaunchLog::begin(policy, &host, image);
+    let launched = launched(request, image, reading, host, policy, &mut log);
+    launched.inspect_err(|failure| log.failed(failure))
+}
+
+fn launched(
+    request: &Request,
+    image: &Path,
+    reading: &Reading,
+    host: Host,
+    policy: &Policy,
+    log: &mut LaunchLog,
+) -> Result<Infallible, Failure> {
     let is_first_rank = host.launcher.local_rank.is_none_or(|rank| rank == 0);
-    let (plan, images, grafts) = planned(request, image, reading, host, policy)?;
+    let (plan, images, grafts) = planned(request, image, reading, host, policy, Some(log))?;
     if is_first_rank {
         plan.about.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        plan.about.notes.iter().for_each(|note| log::info!("{note}"));
     }
-    become_job(plan, images, grafts)
+    become_job(plan, images, grafts, log)
 }
 
 /// Everything decided, nothing done. Gives the images that the plan serves, in its order.
@@ -158,6 +175,7 @@ fn planned(
     reading: &Reading,
     mut host: Host,
     policy: &Policy,
+    log: Option<&mut LaunchLog>,
 ) -> Result<(LaunchPlan, Vec<Filesystem>, Grafts), Failure> {
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
@@ -165,6 +183,10 @@ fn planned(
     let mut facts = facts(&image, &host)?;
     if launch::plan::needs_loaders(request, policy, &host) {
         facts.loaders = loaders::of_image(&image)?;
+    }
+    probe::add_trees(&mut host, launch::trees_to_probe(&facts, policy));
+    if let Some(log) = log {
+        log.found(&facts);
     }
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
     plan.about.warnings.extend(image.warnings.iter().cloned());
@@ -176,6 +198,7 @@ fn planned(
     })
     .map_err(|error| Failure::new(&error))?;
     plan.startup = profile::startup(&image, &reading.profile)?;
+    plan.node_cache = node_cache::wanted(&plan, &image, reading.verify, policy);
     let mut root = image.filesystem;
     if let Some(recorder) = reading.recorder {
         // From here on only the server reads.
@@ -204,13 +227,20 @@ fn served(plan: &LaunchPlan, root: Filesystem, verify: Verify) -> Result<Vec<Fil
 fn plan_failure(error: &PlanError) -> Failure {
     let failure = Failure::new(error);
     match error {
-        PlanError::Refused(_) => failure.with_status(STATUS_REFUSED),
+        PlanError::Refused(refusal) => failure.refused_by(&refusal.rule),
         _ => failure,
     }
 }
 
-fn become_job(plan: LaunchPlan, images: Vec<Filesystem>, grafts: Grafts) -> Result<Infallible, Failure> {
+fn become_job(
+    plan: LaunchPlan,
+    images: Vec<Filesystem>,
+    grafts: Grafts,
+    log: &mut LaunchLog,
+) -> Result<Infallible, Failure> {
     let mut observer = |event: Event<'_>| match event {
+        Event::Creating => log.open(),
+        Event::Created { is_shared } => log.launched(if is_shared { Role::First } else { Role::Alone }),
         Event::NotShared { .. } => log::warn!("{event}"),
         event => log::info!("{event}"),
     };
@@ -229,12 +259,26 @@ fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
             break;
         }
     }
+    let provenance = image.provenance()?;
+    let (origin, digest) =
+        provenance.map(|provenance| (provenance.origin, provenance.manifest_digest)).unzip();
+    let superblock = filesystem.superblock();
+    let root = filesystem.inode(filesystem.root()).map_err(|error| Failure::new(&error))?;
+    let squashfs = SquashfsFacts {
+        offset: filesystem.offset(),
+        bytes_used: superblock.bytes_used,
+        block_size: superblock.block_size,
+        inodes: superblock.inode_count,
+        root: root.number,
+    };
     Ok(ImageFacts {
+        squashfs,
         typed: image.path.clone(),
         path: std::fs::canonicalize(&image.path).unwrap_or_else(|_| image.path.clone()),
         size_bytes: image.length,
         file: FileId { device, inode, modified_ns },
-        digest: image.provenance()?.map(|provenance| provenance.manifest_digest),
+        origin,
+        digest,
         compression: Codec::from_id(filesystem.superblock().codec_id).map_or("", Codec::name).to_owned(),
         config: image.config.clone(),
         passwd: small_file(image, "/etc/passwd")?,

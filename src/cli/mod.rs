@@ -13,12 +13,15 @@ mod inspect;
 mod launch;
 mod launch_args;
 mod launch_env;
+mod launch_log;
 mod launch_request;
+mod launches;
 mod layer_cache;
 mod limits;
 mod loaders;
 mod logger;
 mod login;
+mod node_cache;
 mod output;
 mod profile;
 mod progress;
@@ -85,6 +88,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Ps(args) => ps::run(&args),
         Verb::Enter(args) => enter::run(args),
         Verb::Trace(args) => trace::run(args, cli.quiet),
+        Verb::Report(args) => launches::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
     }
 }

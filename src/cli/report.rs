@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use crate::hint::Hint;
+use crate::policy::Rule;
 
 /// hpcrun failed before the job began.
 pub(crate) const STATUS_FAILED: u8 = 125;
@@ -19,17 +20,19 @@ pub(crate) struct Failure {
     /// `what we were doing: why: cause`.
     message: String,
     hints: Vec<String>,
+    /// The rule of the site's that refused.
+    rule: Option<String>,
 }
 
 impl Failure {
     /// A failure of hpcrun itself, status 125.
     pub(crate) fn new(error: &(impl Error + Hint + 'static)) -> Failure {
-        Failure { status: STATUS_FAILED, message: chain(error), hints: error.hints() }
+        Failure { status: STATUS_FAILED, message: chain(error), hints: error.hints(), rule: None }
     }
 
     /// A failure without a typed cause.
     pub(crate) fn plain(message: impl Into<String>) -> Failure {
-        Failure { status: STATUS_FAILED, message: message.into(), hints: Vec::new() }
+        Failure { status: STATUS_FAILED, message: message.into(), hints: Vec::new(), rule: None }
     }
 
     /// A wrong command line, from what clap would print of it: `error: ...`, then paragraphs with a tip or the usage.
@@ -49,7 +52,7 @@ impl Failure {
         });
         let hints = hints.collect();
         let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-        Failure { status: STATUS_FAILED, message, hints }
+        Failure { status: STATUS_FAILED, message, hints, rule: None }
     }
 
     /// The same with another exit status.
@@ -61,6 +64,16 @@ impl Failure {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hints.push(hint.into());
         self
+    }
+
+    /// The same, refused by this rule of the site's.
+    pub(crate) fn refused_by(self, rule: &Rule) -> Failure {
+        Failure { status: STATUS_REFUSED, rule: Some(rule.to_string()), ..self }
+    }
+
+    /// The rule of the site's that refused, if one did.
+    pub(crate) fn rule(&self) -> Option<&str> {
+        self.rule.as_deref()
     }
 
     /// What went wrong, without hints.

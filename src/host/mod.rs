@@ -43,6 +43,8 @@ pub struct Host {
     pub environment: Environment,
     /// What the host has at the paths that were asked about.
     pub paths: BTreeMap<PathBuf, PathFact>,
+    /// What is mounted at the directories of premounted trees that were asked about; what is missing is no directory.
+    pub trees: BTreeMap<PathBuf, TreeFact>,
     /// The bytes of `/etc/localtime`, which is a link into a directory that images lack or have otherwise.
     pub localtime: Option<Vec<u8>>,
 }
@@ -68,6 +70,53 @@ pub struct User {
     pub home: Option<PathBuf>,
     /// Whether the user database knows the user; else name and home are the environment's word.
     pub known: bool,
+}
+
+/// A directory at which the site may have mounted an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeFact {
+    /// The directory without links.
+    pub resolved: PathBuf,
+    /// Device of what is there.
+    pub device: u64,
+    /// Device of the directory above.
+    pub device_above: u64,
+    /// Who but root could have put it there: something wrong with it, or with a directory above.
+    pub untrusted: Option<String>,
+    /// Whether the kernel's squashfs serves it.
+    pub is_squashfs: bool,
+    /// Whether it is mounted read-only.
+    pub is_read_only: bool,
+    /// Whether set-id bits do nothing.
+    pub is_nosuid: bool,
+    /// Whether device nodes do nothing.
+    pub is_nodev: bool,
+    /// Its numbers.
+    pub shape: TreeShape,
+    /// What its loop device holds, if it is one.
+    pub backing: Option<Backing>,
+}
+
+/// Numbers in which images differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TreeShape {
+    /// Bytes of a block.
+    pub block_size: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// The inode number of the directory that is mounted.
+    pub root: u64,
+}
+
+/// What a loop device holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backing {
+    /// The file, as the kernel names it.
+    pub file: PathBuf,
+    /// Where in it the device begins, bytes.
+    pub offset: u64,
 }
 
 /// What the host has at a path.

@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 
 use super::doctor::{DoctorFacts, ShmFacts};
 use super::features::{DevFuse, Observed};
-use super::{Environment, Features, Host, Kernel, Kind, Launcher, PathFact, User, variable};
+use super::{
+    Backing, Environment, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User,
+    variable,
+};
 use crate::hint::Hint;
 use crate::sys::{self, caller};
 
@@ -57,6 +60,7 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
         share_directory: share_directory(ids.uid, &environment),
         environment,
         paths: std::collections::BTreeMap::new(),
+        trees: std::collections::BTreeMap::new(),
         localtime: read_limited(Path::new("/etc/localtime"), LOCALTIME_LIMIT_BYTES)
             .filter(|bytes| bytes.starts_with(b"TZif")),
     })
@@ -67,6 +71,63 @@ pub fn add_paths(host: &mut Host, paths: impl IntoIterator<Item = PathBuf>) {
     for path in paths {
         host.paths.entry(path).or_insert_with_key(|path| path_fact(path));
     }
+}
+
+/// Finds out what is mounted at each of `directories`.
+pub fn add_trees(host: &mut Host, directories: impl IntoIterator<Item = PathBuf>) {
+    for directory in directories {
+        if let Some(fact) = tree_fact(&directory) {
+            host.trees.insert(directory, fact);
+        }
+    }
+}
+
+/// Of the directory that was opened; its name may lead elsewhere a moment later.
+fn tree_fact(directory: &Path) -> Option<TreeFact> {
+    let opened =
+        File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory).ok()?;
+    let resolved = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).ok()?;
+    let metadata = opened.metadata().ok()?;
+    let mounted = caller::mounted(&opened).ok()?;
+    let above = |directory: &Path| directory.metadata().ok();
+    let trusts = std::iter::once((resolved.as_path(), Some(metadata.clone())))
+        .chain(resolved.ancestors().skip(1).map(|directory| (directory, above(directory))));
+    let untrusted = trusts.into_iter().find_map(|(path, metadata)| match metadata {
+        Some(metadata) => match check_trust(path, &metadata) {
+            Err(PolicyFileError::Untrusted { path, why, .. }) => Some(format!("{} {why}", path.display())),
+            _ => None,
+        },
+        None => Some(format!("{} cannot be looked at", path.display())),
+    });
+    Some(TreeFact {
+        device: metadata.dev(),
+        device_above: resolved.parent().and_then(above)?.dev(),
+        untrusted,
+        is_squashfs: mounted.is_squashfs,
+        is_read_only: mounted.is_read_only,
+        is_nosuid: mounted.is_nosuid,
+        is_nodev: mounted.is_nodev,
+        shape: TreeShape {
+            block_size: mounted.block_size,
+            blocks: mounted.blocks,
+            inodes: mounted.inodes,
+            root: metadata.ino(),
+        },
+        backing: backing(metadata.dev()),
+        resolved,
+    })
+}
+
+/// What the loop device of this number holds; none of another device.
+fn backing(device: u64) -> Option<Backing> {
+    let number = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let directory = PathBuf::from(format!("/sys/dev/block/{number}/loop"));
+    let mut name = std::fs::read(directory.join("backing_file")).ok()?;
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    let offset = std::fs::read_to_string(directory.join("offset")).ok()?;
+    Some(Backing { file: PathBuf::from(OsString::from_vec(name)), offset: offset.trim().parse().ok()? })
 }
 
 /// The kernel resolves, not we: links of `/proc` lead where they really lead, and a path costs four system calls however

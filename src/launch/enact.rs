@@ -18,6 +18,7 @@ use crate::launch::warm_up;
 use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
+use crate::mount::node_cache::{Cached, Maker, Unusable};
 use crate::mount::server::{self, Ahead, AtEnd, Launching, ServerOptions, Startup};
 use crate::sys::namespace::{self, NamespaceIds, Namespaces};
 use crate::sys::path::PathFd;
@@ -35,6 +36,30 @@ pub enum Event<'a> {
         /// That rank's process.
         pid: i32,
     },
+    /// The image is read from a copy on this node.
+    Copy {
+        /// The copy.
+        path: &'a Path,
+        /// Whether another user made it, so that all that is read is checked.
+        is_checked: bool,
+    },
+    /// A copy of the image is made on this node while the job runs.
+    Copying {
+        /// The cache.
+        directory: &'a Path,
+    },
+    /// There is no copy of the image on this node, and none is made.
+    NoCopy {
+        /// Why.
+        cause: &'a Unusable,
+    },
+    /// A container is about to be made: after this the host is no more to be seen.
+    Creating,
+    /// The container that this process has made is complete; the program is executed next.
+    Created {
+        /// Whether other ranks may join it.
+        is_shared: bool,
+    },
     /// Ranks cannot share: this one goes on alone, and MPI inside a node may be slow or fail. Worth a warning.
     NotShared {
         /// Why.
@@ -47,15 +72,29 @@ impl fmt::Display for Event<'_> {
         match self {
             Event::Mount(event) => event.fmt(f),
             Event::Joined { pid } => write!(f, "join the namespaces of process {pid}"),
+            Event::Copy { path, is_checked: false } => write!(f, "read the image from {}", path.display()),
+            Event::Copy { path, is_checked: true } => {
+                write!(f, "read the image from {}, checking all of it", path.display())
+            }
+            Event::Copying { directory } => {
+                write!(f, "copy the image to {} while the job runs", directory.display())
+            }
+            Event::NoCopy { cause } => {
+                write!(f, "no copy of the image on this node: {cause}")?;
+                write_source(f, cause)
+            }
+            Event::Creating => f.write_str("make a container"),
+            Event::Created { .. } => f.write_str("the container is complete"),
             Event::NotShared { cause } => {
                 write!(f, "ranks do not share namespaces: {cause}")?;
-                match std::error::Error::source(cause) {
-                    Some(source) => write!(f, ": {source}"),
-                    None => Ok(()),
-                }
+                write_source(f, cause)
             }
         }
     }
+}
+
+fn write_source(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) -> fmt::Result {
+    error.source().map_or(Ok(()), |source| write!(f, ": {source}"))
 }
 
 /// Why the process did not become the job.
@@ -216,11 +255,15 @@ pub fn enact(
     let job = Job::prepare(&plan)?;
     let mut group = plan.share.as_ref().and_then(|key| heard(Group::open(key, plan.uid), observer));
     let (namespaces, launching) = enter(&plan, images, grafts, group.as_mut(), observer)?;
+    let (is_joined, is_shared) = (group.as_ref().is_some_and(Group::is_joined), group.is_some());
     if let Some(group) = group {
         heard(group.register(std::process::id().cast_signed(), namespaces), observer);
     }
     if let Some(umask) = plan.guise.umask {
         sys::process::set_umask(umask);
+    }
+    if !is_joined {
+        observer(Event::Created { is_shared });
     }
     job.run(launching)
 }
@@ -267,6 +310,8 @@ fn create(
     observer: &mut dyn FnMut(Event<'_>),
 ) -> Result<(NamespaceIds, Option<Launching>), EnactError> {
     let lock = overlay_lock::take(&plan.mount)?;
+    observer(Event::Creating);
+    let mut maker = find_copy(plan, images.first(), observer);
     let inspect = |source| EnactError::Inspect { source };
     // Opened while /proc is the host's: what the new root has there is not for us to trust.
     let process = PathFd::open_directory(Path::new("/proc/self")).map_err(inspect)?;
@@ -281,11 +326,36 @@ fn create(
     let mut grafts = plan.mount.is_served().then_some(grafts);
     let mut served = Vec::with_capacity(images.len());
     for image in images {
-        served.push(serve(plan, image, grafts.take(), lock)?);
+        served.push(serve(plan, image, grafts.take(), maker.take(), lock)?);
     }
     let process = isolate::isolate(plan.guise.isolation, process)?;
     let launching = mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
     Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
+}
+
+/// Has the root's image read from a copy on this node, or gives who makes one. Before there is a user namespace, in which
+/// nobody could tell any more whose files the copies are.
+fn find_copy(
+    plan: &LaunchPlan,
+    root: Option<&Filesystem>,
+    observer: &mut dyn FnMut(Event<'_>),
+) -> Option<Maker> {
+    let (wanted, root) = plan.node_cache.as_ref().zip(root)?;
+    match wanted.find(plan.uid) {
+        Ok(Cached::Copy(copy)) => {
+            observer(Event::Copy { path: &copy.path, is_checked: copy.is_checked() });
+            copy.give_to(root, &wanted.original);
+            None
+        }
+        Ok(Cached::Missing(maker)) => {
+            observer(Event::Copying { directory: &wanted.settings.directory });
+            Some(maker)
+        }
+        Err(cause) => {
+            observer(Event::NoCopy { cause: &cause });
+            None
+        }
+    }
 }
 
 /// Starts the image server, which stays in the host's mount namespace: so the mount ends with the job's last process,
@@ -296,11 +366,12 @@ fn serve(
     plan: &LaunchPlan,
     image: Filesystem,
     grafts: Option<Grafts>,
+    maker: Option<Maker>,
     lock: Option<RawFd>,
 ) -> Result<Served, EnactError> {
     let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
     let startup = if grafts.is_some() { plan.startup.clone() } else { Startup::Nothing };
-    let options = ServerOptions { threads: plan.server_threads, startup };
+    let options = ServerOptions { threads: plan.server_threads, startup, maker };
     let registry = plan.share.clone().filter(|_| grafts.is_some());
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
     let at_end = at_end.holding(lock.filter(|_| grafts.is_some()));

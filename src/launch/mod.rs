@@ -18,8 +18,10 @@ mod overlay;
 mod overlay_lock;
 pub mod plan;
 pub mod precedence;
+pub mod premounted;
 mod private;
 mod program;
+pub mod record;
 pub mod request;
 pub mod resolve;
 pub mod share;
@@ -27,5 +29,6 @@ pub mod share_key;
 mod warm_up;
 
 pub use plan::{ImageFacts, LaunchPlan, PlanError, paths_to_probe, plan};
+pub use premounted::trees_to_probe;
 pub use request::Request;
 pub use resolve::resolve;

@@ -12,10 +12,11 @@ use super::explain::About;
 use super::inject::{Additions, Injection, Loaders, Variable};
 use super::request::{Isolation, Request, Verb};
 use super::share_key::{describe_share, share_key, share_scope};
-use super::{identity, overlay};
-use crate::host::{Host, Kind};
+use super::{identity, overlay, premounted};
+use crate::host::Host;
 use crate::image::config::ImageConfig;
 use crate::mount::graft::Graft;
+use crate::mount::node_cache::Wanted;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
@@ -52,6 +53,8 @@ pub struct LaunchPlan {
     pub server_threads: usize,
     /// What it reads before anybody asks for it; no decision of the plan.
     pub startup: Startup,
+    /// How a copy of the image file on this node is found; no decision of the plan.
+    pub node_cache: Option<Wanted>,
     /// What else makes the job's process another than its caller's.
     pub guise: Guise,
     /// What `--explain` says beyond the above.
@@ -102,8 +105,12 @@ pub struct ImageFacts {
     pub size_bytes: u64,
     /// What makes two openings the same file.
     pub file: FileId,
+    /// What the image was made from, if its trailer says so.
+    pub origin: Option<String>,
     /// The image's digest, if its trailer has one.
     pub digest: Option<String>,
+    /// Its squashfs.
+    pub squashfs: SquashfsFacts,
     /// Its compressor, for people: `zstd`.
     pub compression: String,
     /// Its config; a file without one has the default.
@@ -116,6 +123,21 @@ pub struct ImageFacts {
     pub shell: Option<PathBuf>,
     /// What its loaders go by; looked at only if [`needs_loaders`].
     pub loaders: Loaders,
+}
+
+/// The squashfs of an image file, by the numbers of its superblock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SquashfsFacts {
+    /// Where in the file it begins, bytes.
+    pub offset: u64,
+    /// Its length, bytes.
+    pub bytes_used: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Number of inodes.
+    pub inodes: u32,
+    /// Number of the root directory's inode.
+    pub root: u32,
 }
 
 /// A file by what the kernel says of it.
@@ -131,9 +153,7 @@ pub struct FileId {
 
 /// Every host path that [`plan`] wants to find in [`Host::paths`].
 pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
-    let mut paths = binds::paths_to_probe(request, policy, host);
-    paths.extend(policy.rules().premounted.trees.iter().map(|tree| tree.directory.clone()));
-    paths
+    binds::paths_to_probe(request, policy, host)
 }
 
 /// Whether [`injection`] may want libraries of the host, so that the image's loaders have to be looked at. A launch for
@@ -167,7 +187,7 @@ pub fn plan(
         Some(_) => (RootSource::Image(image.path.clone()), Reason::Default),
         // Nothing can be added to a tree that the kernel serves.
         None if !injection.is_empty() => (RootSource::Image(image.path.clone()), Reason::Default),
-        None => root(image, policy, host, &mut binds.notes),
+        None => premounted::root(image, policy, host, &mut binds.notes),
     };
     check_fuse(&root, &binds, host)?;
     let (cwd, cwd_reason) = working_directories(request, &image.config, &binds, host)?;
@@ -181,7 +201,7 @@ pub fn plan(
     let grafts = match &root {
         RootSource::Image(_) => grafts(request, image, host, &binds, &additions)?,
         // The kernel serves that tree: nothing can be added to it.
-        RootSource::Premounted(_) => Vec::new(),
+        RootSource::Premounted { .. } => Vec::new(),
     };
     let mount = mount_plan(PlannedOp { op: Op::Root(root), reason: root_reason }, overlay, &binds);
     let path = job_env.variables.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
@@ -213,6 +233,7 @@ pub fn plan(
         share,
         server_threads,
         startup: Startup::Nothing,
+        node_cache: None,
         guise,
         about,
     })
@@ -265,22 +286,6 @@ fn check_image(image: &ImageFacts, policy: &Policy, host: &Host) -> Result<(), P
     let path = HostPath { typed: image.typed.as_os_str(), resolved: &image.path };
     policy.image_file(path, &variables, &|path: &Path| host.resolved(path))?;
     Ok(())
-}
-
-/// The image file, or the tree that the site has mounted from it, where it has.
-fn root(image: &ImageFacts, policy: &Policy, host: &Host, notes: &mut Vec<String>) -> (RootSource, Reason) {
-    let served = (RootSource::Image(image.path.clone()), Reason::Default);
-    let Some((tree, rule)) = policy.premounted(&image.path) else {
-        return served;
-    };
-    let reason = Reason::Policy { file: rule.file, line: rule.line };
-    match host.paths.get(&tree.directory) {
-        Some(fact) if fact.kind == Kind::Directory => (RootSource::Premounted(fact.resolved.clone()), reason),
-        _ => {
-            notes.push(format!("no tree at {} ({reason}): the image is served", tree.directory.display()));
-            served
-        }
-    }
 }
 
 fn mount_plan(root: PlannedOp, overlay: Option<PlannedOp>, binds: &Binds) -> MountPlan {

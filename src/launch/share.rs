@@ -136,6 +136,11 @@ impl Group {
         refused.map_or(Ok(None), Err)
     }
 
+    /// Whether [`Group::join`] found a member alive.
+    pub fn is_joined(&self) -> bool {
+        self.joined
+    }
+
     /// Removes the registry files in the same directory whose members are all dead: nobody else would. For the rank
     /// that creates a group, while it still sees the host's `/proc`.
     pub fn sweep(&self) {

@@ -1,5 +1,6 @@
 //! One bind, by descriptors from end to end, on every kernel since 4.18.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -85,6 +86,13 @@ impl Source {
             Err(error) if is_missing(error.errno) => Ok(Source::InPlace(place)),
             Err(error) => Err(error),
         }
+    }
+
+    /// The device of what is bound.
+    pub(super) fn device(&self) -> Result<u64, Error> {
+        let (Source::Detached(place) | Source::InPlace(place)) = self;
+        let stat = nix::sys::stat::fstat(place.as_fd()).map_err(|errno| Error::new("fstat(tree)", errno))?;
+        Ok(stat.st_dev)
     }
 
     /// Mounts it on `destination`, which was opened in `tree`.

@@ -108,6 +108,12 @@ pub enum MountError {
         /// The kernel's refusal.
         source: sys::Error,
     },
+    /// A premounted tree is not what it was when it was decided about.
+    #[error("the site unmounted {} just now", .tree.display())]
+    Unmounted {
+        /// Where it was.
+        tree: PathBuf,
+    },
     /// The plan's order is impossible, or it wants an image server that was not started.
     #[error("the plan has no root for `{}` ({})", .planned.op, .planned.reason)]
     NoRoot {
@@ -187,7 +193,7 @@ fn open_source(
 ) -> Result<Option<Source>, MountError> {
     let (path, need) = match &planned.op {
         Op::Bind { source, need, .. } => (source, *need),
-        Op::Root(RootSource::Premounted(tree)) => (tree, Need::Required),
+        Op::Root(RootSource::Premounted { tree, .. }) => (tree, Need::Required),
         _ => return Ok(None),
     };
     let opened = match need {
@@ -230,7 +236,10 @@ impl Enactment {
                 (self.root, self.launching) = (Some(root), Some(launching));
                 self.image.clone_from(image);
             }
-            (Op::Root(RootSource::Premounted(_)), Some(source), _) => {
+            (Op::Root(RootSource::Premounted { tree, device }), Some(source), _) => {
+                if source.device().map_err(failed)? != *device {
+                    return Err(MountError::Unmounted { tree: tree.clone() });
+                }
                 self.root = Some(NewRoot::bind(&self.host, source).map_err(failed)?);
             }
             (op, ..) if op.destination().is_some_and(|destination| is_root(destination)) => {
@@ -302,6 +311,7 @@ impl Hint for MountError {
             MountError::Source { planned, source } => source_hints(&planned.op, source.errno),
             MountError::Destination { planned, source } => destination_hints(&planned.op, source.errno),
             MountError::Op { planned, source } => op_hints(&planned.op, source.errno),
+            MountError::Unmounted { .. } => vec!["start the job again: the image is served then".to_owned()],
             MountError::OntoRoot { .. }
             | MountError::NoRoot { .. }
             | MountError::Unprotected { .. }
@@ -330,7 +340,7 @@ fn source_hints(op: &Op, errno: Errno) -> Vec<String> {
     if let (Op::Overlay { .. }, Errno::ENOENT) = (op, errno) {
         return vec!["nothing was written to it yet: a launch with --overlay DIR does".to_owned()];
     }
-    let (Op::Bind { source, .. } | Op::Root(RootSource::Premounted(source))) = op else {
+    let (Op::Bind { source, .. } | Op::Root(RootSource::Premounted { tree: source, .. })) = op else {
         return Vec::new();
     };
     let path = source.display();

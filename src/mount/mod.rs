@@ -4,6 +4,7 @@ mod bind;
 pub mod enact;
 pub mod graft;
 mod memory;
+pub mod node_cache;
 mod overlay;
 pub mod plan;
 mod root;

@@ -9,7 +9,12 @@ pub enum RootSource {
     /// The image file, served by the image server.
     Image(PathBuf),
     /// A tree that the admin has mounted already (policy `premounted`), bound read-only.
-    Premounted(PathBuf),
+    Premounted {
+        /// Where, without links.
+        tree: PathBuf,
+        /// Its device, by which it is told from what its mount point covers.
+        device: u64,
+    },
 }
 
 /// Whether a bind may write.
@@ -196,7 +201,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Op::Root(RootSource::Image(path)) => write!(f, "squashfs {} -> /", path.display()),
-            Op::Root(RootSource::Premounted(path)) => write!(f, "bind {} -> / ro", path.display()),
+            Op::Root(RootSource::Premounted { tree, .. }) => write!(f, "bind {} -> / ro", tree.display()),
             Op::Bind { source, destination, access, need } => {
                 let access = match access {
                     Access::ReadOnly => "ro",

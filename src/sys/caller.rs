@@ -129,6 +129,48 @@ pub fn limits() -> Result<Limits, Error> {
     })
 }
 
+/// What is mounted where a file lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mounted {
+    /// Whether it is the kernel's squashfs.
+    pub is_squashfs: bool,
+    /// Whether it is mounted read-only.
+    pub is_read_only: bool,
+    /// Whether set-id bits do nothing.
+    pub is_nosuid: bool,
+    /// Whether device nodes do nothing.
+    pub is_nodev: bool,
+    /// Bytes of a block.
+    pub block_size: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// Wrapper for `fstatfs(2)`.
+pub fn mounted(file: &std::fs::File) -> Result<Mounted, Error> {
+    use nix::sys::statfs::{FsType, fstatfs};
+    use nix::sys::statvfs::FsFlags;
+    const SQUASHFS: FsType = FsType(0x7371_7368);
+    let stat = fstatfs(file).map_err(|errno| Error::new("fstatfs()", errno))?;
+    let has = |flag| stat.flags().contains(flag);
+    Ok(Mounted {
+        is_squashfs: stat.filesystem_type() == SQUASHFS,
+        is_read_only: has(FsFlags::ST_RDONLY),
+        is_nosuid: has(FsFlags::ST_NOSUID),
+        is_nodev: has(FsFlags::ST_NODEV),
+        block_size: u64::try_from(stat.block_size()).unwrap_or(0),
+        blocks: stat.blocks(),
+        inodes: stat.files(),
+    })
+}
+
+/// Whether the caller may write files of any size; beyond its limit the kernel kills it with `SIGXFSZ`.
+pub fn may_grow_files() -> bool {
+    getrlimit(Resource::RLIMIT_FSIZE).is_ok_and(|(soft, _)| soft == nix::sys::resource::RLIM_INFINITY)
+}
+
 /// A file system's room and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileSystem {

@@ -106,6 +106,16 @@ pub fn open_regular(directory: BorrowedFd<'_>, name: &OsStr) -> Option<File> {
     file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file)
 }
 
+/// Opens a file to write at its end, made with mode 0644 (less the umask) if it is missing. A link is refused with `ELOOP`;
+/// a pipe that nobody reads with `ENXIO`.
+pub fn open_log(path: &Path) -> Result<File, Error> {
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    uninterrupted(|| openat(AT_FDCWD, path, flags, Mode::from_bits_truncate(0o644)))
+        .map(File::from)
+        .map_err(|errno| Error::new(format!("open({path:?}, WRONLY|APPEND|CREAT|NOFOLLOW)"), errno))
+}
+
 /// Gives a file made by [`create_unnamed`] a name; false if something has it.
 pub fn link_unnamed(file: &File, directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Error> {
     // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH before Linux 6.10; the way through /proc never does (open(2)).

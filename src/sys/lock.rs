@@ -50,6 +50,22 @@ impl Locked {
     }
 }
 
+/// Takes a lock on `file` that others may have too, which keeps them from an exclusive one: until the last descriptor of
+/// this opening is closed, in whichever process. False if somebody has an exclusive one.
+pub fn share(file: &File) -> Result<bool, Error> {
+    use std::os::fd::AsRawFd as _;
+    loop {
+        // nix's guard would unlock when it is dropped, for all who have the descriptor.
+        #[expect(deprecated, reason = "nix has no lock that outlives its guard")]
+        match nix::fcntl::flock(file.as_raw_fd(), FlockArg::LockSharedNonblock) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EWOULDBLOCK) => return Ok(false),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new("flock(SH|NB)", errno)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +80,20 @@ mod tests {
         drop(locked);
         other().unwrap();
         drop(copy);
+    }
+
+    #[test]
+    fn a_shared_lock_lasts_as_long_as_its_descriptors() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let open = || File::open(&path).unwrap();
+        let (one, two) = (open(), open());
+        assert!(share(&one).unwrap() && share(&two).unwrap());
+        let left = one.try_clone().unwrap();
+        drop((one, two));
+        assert!(Locked::try_exclusive(open()).unwrap().is_none());
+        drop(left);
+        let locked = Locked::try_exclusive(open()).unwrap().unwrap();
+        assert!(!share(&open()).unwrap());
+        drop(locked);
     }
 }

@@ -6,6 +6,7 @@ pub mod bulk;
 pub mod caller;
 pub mod cpu;
 pub mod detached;
+pub mod directory;
 pub mod error;
 pub mod exec;
 pub mod file;

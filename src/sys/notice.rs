@@ -8,13 +8,18 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Error;
+
 /// Where the system's log listens.
 const SYSTEM_LOG: &str = "/dev/log";
-/// Facility "user", severity "error".
-const PRIORITY: u32 = 1 << 3 | 3;
+/// Facility "user".
+const USER: u8 = 1;
+/// Severity "error".
+const ERROR: u8 = 3;
 /// Longest line, bytes: a pipe that can be written to at all takes as much at once.
 const LINE_MAX: usize = 4000;
 
@@ -80,10 +85,35 @@ pub fn write_own(line: &str) {
 
 /// Sends `line` to the system's log as `program`, if one listens; a busy one is not waited for.
 pub fn log_to_system(program: &str, line: &str) -> bool {
-    let message = format!("<{PRIORITY}>{program}[{}]: {line}", std::process::id());
-    UnixDatagram::unbound().is_ok_and(|socket| {
-        socket.set_nonblocking(true).is_ok() && socket.send_to(message.as_bytes(), SYSTEM_LOG).is_ok()
-    })
+    SystemLog::connect().and_then(|log| log.send(USER, ERROR, program, line)).is_ok()
+}
+
+/// The system's log, which stays the same in another root.
+#[derive(Debug)]
+pub struct SystemLog(UnixDatagram);
+
+impl SystemLog {
+    /// Connects to it, if it listens.
+    pub fn connect() -> Result<SystemLog, Error> {
+        SystemLog::at(Path::new(SYSTEM_LOG))
+    }
+
+    fn at(path: &Path) -> Result<SystemLog, Error> {
+        let failed = |error: std::io::Error| Error::from_io(format!("connect({path:?})"), &error);
+        let socket = UnixDatagram::unbound().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        socket.connect(path).map_err(failed)?;
+        Ok(SystemLog(socket))
+    }
+
+    /// Sends `line` as `program`, with a facility and a severity of `syslog(3)`; a busy log is not waited for. The time is
+    /// left to the receiver, as journald and rsyslog want it of what comes from their own node.
+    pub fn send(&self, facility: u8, severity: u8, program: &str, line: &str) -> Result<(), Error> {
+        let priority = u32::from(facility) << 3 | u32::from(severity);
+        let message = format!("<{priority}>{program}[{}]: {line}", std::process::id());
+        let sent = self.0.send(message.as_bytes());
+        sent.map(drop).map_err(|error| Error::from_io("send(system log)", &error))
+    }
 }
 
 #[cfg(test)]
@@ -91,7 +121,28 @@ mod tests {
     use std::io::Read as _;
     use std::process::{Command, Stdio};
 
+    use nix::errno::Errno;
+
     use super::*;
+
+    #[test]
+    fn the_system_log_gets_whole_lines_and_is_never_waited_for() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("log");
+        assert_eq!(SystemLog::at(&path).expect_err("nobody listens").errno, Errno::ENOENT);
+        let receiver = UnixDatagram::bind(&path).expect("socket");
+        let log = SystemLog::at(&path).expect("connect");
+        log.send(16, 6, "hpcrun", "a line").expect("send");
+        let mut got = [0; 100];
+        let length = receiver.recv(&mut got).expect("datagram");
+        let expected = format!("<134>hpcrun[{}]: a line", std::process::id());
+        assert_eq!(got.get(..length), Some(expected.as_bytes()));
+        // Nobody reads: the queue is full after some lines.
+        let refused = (0..100_000).find_map(|_| log.send(1, 6, "hpcrun", "a line").err());
+        assert_eq!(refused.expect("a full queue").errno, Errno::EAGAIN);
+        drop(receiver);
+        assert!(log.send(1, 6, "hpcrun", "a line").is_err());
+    }
 
     #[test]
     fn a_line_reaches_the_standard_error_of_a_process_that_has_it() {

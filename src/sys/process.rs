@@ -247,9 +247,18 @@ pub fn set_name(name: &str) {
 
 /// Lets other threads go first where processors are short: wrapper for `setpriority(2)` of the calling thread.
 pub fn be_modest() {
-    const NICE: i32 = 5;
+    be_nice(5);
+}
+
+/// Lets all other threads go first: this one has no hurry at all. Unlike [`yield_to_all`] it still gets on beside threads
+/// that never sleep, as ranks that poll do.
+pub fn be_last() {
+    be_nice(19);
+}
+
+fn be_nice(nice: i32) {
     // SAFETY: takes numbers only; on Linux, process 0 is the calling thread. Lowering one's priority is always allowed.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
 /// Makes the process undumpable: no core file, no tracing and no `/proc/PID/fd` for other processes of the user.

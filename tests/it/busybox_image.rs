@@ -150,7 +150,7 @@ pub(crate) fn assert_nobody_holds(image: &Path) {
 }
 
 /// The processes that have `file` open, also by a name it lost, or name it in their command line.
-fn holders(file: &Path) -> Vec<String> {
+pub(crate) fn holders(file: &Path) -> Vec<String> {
     let name = file.to_string_lossy();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {

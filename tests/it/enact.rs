@@ -127,7 +127,7 @@ impl Spec {
         let planned = |op| PlannedOp { op, reason: Reason::Flag("--bind".to_owned()) };
         let source = match self.is_image() {
             true => RootSource::Image(self.root.clone()),
-            false => RootSource::Premounted(self.root.clone()),
+            false => RootSource::Premounted { tree: self.root.clone(), device: device_of(&self.root) },
         };
         let mut ops = vec![planned(Op::Root(source))];
         for bind in self.binds.iter().cloned() {
@@ -152,10 +152,16 @@ impl Spec {
             share: self.share.clone().map(|(directory, name)| ShareKey { directory, name }),
             server_threads: 1,
             startup: Startup::Nothing,
+            node_cache: None,
             guise: Default::default(),
             about: Default::default(),
         }
     }
+}
+
+fn device_of(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(directory).map_or(0, |metadata| metadata.dev())
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn driver() {
     }
     let fuse = sys::fuse::open_device().expect("device");
     let masked = order("MASKED").parse().expect("flags");
-    let options = ServerOptions { threads: THREADS, startup: Startup::Nothing };
+    let options = ServerOptions { threads: THREADS, startup: Startup::Nothing, maker: None };
     let waiting = server::start_masked(image, grafts, &fuse, options, masked).expect("start");
     if order("SCRIPT") == "drop" {
         drop(waiting);

@@ -15,6 +15,7 @@
 mod support;
 
 mod acceptance;
+mod accounting;
 mod bad_input;
 mod benches;
 mod budgets;
@@ -37,9 +38,11 @@ mod layer_cases;
 mod manual;
 mod merge;
 mod mpi;
+mod node_cache;
 mod options;
 mod plan;
 mod policy;
+mod premounted;
 mod registry;
 mod registry_config;
 mod rules;
@@ -48,6 +51,7 @@ mod server_signals;
 mod slurm;
 mod slurm_cluster;
 mod slurm_plugin;
+mod site_directory;
 mod soak;
 mod sources;
 mod squashfs_reader;

@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 
 use hpcrun::hint::Hint;
 use hpcrun::host::features::Observed;
-use hpcrun::host::{Features, Host, Kernel, Kind, Launcher, PathFact, User};
+use hpcrun::host::{Backing, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
 use hpcrun::launch::inject::Loaders;
-use hpcrun::launch::plan::FileId;
+use hpcrun::launch::plan::{FileId, SquashfsFacts};
 use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, ScratchOption, Verb, Writable};
 use hpcrun::launch::resolve::ResolveError;
 use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe, plan, resolve};
@@ -122,6 +122,7 @@ fn laptop() -> Node {
             share_directory: Some("/dev/shm/hpcrun-1000".into()),
             environment: environment.map(|(name, value)| (name.into(), value.into())).to_vec(),
             paths: BTreeMap::new(),
+            trees: BTreeMap::new(),
             localtime: Some(b"TZif2".to_vec()),
         },
         directories: vec![
@@ -198,6 +199,8 @@ fn image() -> ImageFacts {
         typed: "astro.sqsh".into(),
         path: "/images/astro.sqsh".into(),
         size_bytes: 1_288_490_188,
+        squashfs: SquashfsFacts { offset: 0, bytes_used: 100_000, block_size: 131_072, inodes: 7, root: 7 },
+        origin: None,
         file: FileId { device: 2049, inode: 77, modified_ns: 1_700_000_000_000_000_000 },
         digest: Some("sha256:9f3c".to_owned()),
         compression: "zstd".to_owned(),
@@ -797,6 +800,22 @@ fn images_lie_where_the_site_wants_them() {
     assert_eq!(error.hints(), ["image directories: /image"]);
 }
 
+/// What the probe finds where the site has mounted the image of these tests.
+fn tree(directory: &str) -> TreeFact {
+    TreeFact {
+        resolved: PathBuf::from(directory),
+        device: 0x700,
+        device_above: 1,
+        untrusted: None,
+        is_squashfs: true,
+        is_read_only: true,
+        is_nosuid: true,
+        is_nodev: true,
+        shape: TreeShape { block_size: 131_072, blocks: 1, inodes: 7, root: 7 },
+        backing: Some(Backing { file: PathBuf::from("/images/astro.sqsh"), offset: 0 }),
+    }
+}
+
 #[test]
 fn a_premounted_tree_needs_no_server() {
     let text = "[premounted]\ntrees = [{ image = \"/images/astro.sqsh\", directory = \"/run/astro\" }]\n";
@@ -808,7 +827,7 @@ fn a_premounted_tree_needs_no_server() {
     };
     node.host.features = Features::derive(&node.host.kernel, &observed);
     check_error(&node, &exec(&["x"]), text, "this node cannot mount the image: there is no /dev/fuse");
-    node.directories.push("/run/astro");
+    node.host.trees.insert(PathBuf::from("/run/astro"), tree("/run/astro"));
     let plan = planned(&node, &exec(&["x"]), &policy(text));
     assert!(plan.to_string().contains("/run/astro -> / ro"), "{plan}");
     assert!(plan.grafts.is_empty());
@@ -817,6 +836,19 @@ fn a_premounted_tree_needs_no_server() {
     let plan = planned(&laptop(), &exec(&["x"]), &policy(text));
     assert!(plan.to_string().contains("1 squashfs"), "{plan}");
     assert_eq!(plan.about.notes, ["no tree at /run/astro (/etc/hpcrun/policy.toml:2): the image is served"]);
+    // Neither does it trust a tree that somebody else can write to.
+    let mut loose = laptop();
+    let writable = TreeFact { is_read_only: false, ..tree("/run/astro") };
+    loose.host.trees.insert(PathBuf::from("/run/astro"), writable);
+    let plan = planned(&loose, &exec(&["x"]), &policy(text));
+    assert!(plan.to_string().contains("1 squashfs"), "{plan}");
+    assert_eq!(
+        plan.about.notes,
+        [
+            "the tree at /run/astro is not used, as it is mounted without ro (/etc/hpcrun/policy.toml:2): the image is \
+             served"
+        ]
+    );
 }
 
 #[test]

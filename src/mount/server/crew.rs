@@ -10,6 +10,7 @@ use super::launch::Launch;
 use super::protocol::init;
 use super::session::{Over, Place, Reply, Session};
 use super::watch::RELIEF_MAX;
+use crate::mount::node_cache::Maker;
 use crate::sys::affinity;
 use crate::sys::fuse::RequestSlot;
 
@@ -29,7 +30,7 @@ pub(super) fn serve(
     session: Session,
     mut slots: Vec<RequestSlot>,
     launch: Launch,
-    ahead: Ahead,
+    background: Background,
     ended: fn(Over) -> !,
 ) -> ! {
     let session = Arc::new(session);
@@ -51,7 +52,7 @@ pub(super) fn serve(
     let helper = Helper {
         session: Arc::clone(&session),
         launch: launch.clone(),
-        ahead,
+        background,
         places: places.collect(),
         watcher,
         first: affinity::thread_id(),
@@ -67,11 +68,20 @@ pub(super) fn serve(
     ended(own.map_or(Over::Failed, |place| session.serve_to_the_end(place)))
 }
 
+/// What a server does besides serving.
+#[derive(Debug)]
+pub(super) struct Background {
+    /// At once, the first server only.
+    pub(super) ahead: Ahead,
+    /// After the launch.
+    pub(super) maker: Option<Maker>,
+}
+
 /// Starts all threads but the first, which begins to serve meanwhile.
 struct Helper {
     session: Arc<Session>,
     launch: Launch,
-    ahead: Ahead,
+    background: Background,
     /// Of the other serving threads.
     places: Vec<Place>,
     /// None if it is at work already.
@@ -83,7 +93,7 @@ struct Helper {
 
 impl Helper {
     fn run(self) {
-        let Helper { session, launch, ahead, places, watcher, first, ended } = self;
+        let Helper { session, launch, background, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
         launch.leave_cpu();
         for _ in 0..session.startup.threads() {
@@ -91,7 +101,7 @@ impl Helper {
             spawn(move || session.startup.work(&session.tree));
         }
         let reader = Arc::clone(&session);
-        spawn(move || ahead.run(reader.tree.image()));
+        spawn(move || background.ahead.run(reader.tree.image()));
         launch.wait_for_end();
         drop(launch);
         std::thread::sleep(SETTLING);
@@ -101,6 +111,11 @@ impl Helper {
         for _ in 0..places.len().saturating_add(1).min(PREFETCH_THREADS) {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
+        }
+        if let Some(maker) = background.maker {
+            let session = Arc::clone(&session);
+            // A copy that cannot be made leaves everything as it is.
+            spawn(move || drop(maker.make(session.tree.image())));
         }
         session.lone_client.forget();
         for place in places {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::crew;
+use super::crew::{self, Background};
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
 use super::startup::Startup;
@@ -23,6 +23,7 @@ use super::watch::RELIEF_MAX;
 use super::{Ahead, AtEnd};
 use crate::host::containers::{KEEPER_NAME, SERVER_NAME, keeper_title};
 use crate::mount::graft::Grafts;
+use crate::mount::node_cache::{self, Maker};
 use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
 use crate::sys::notice::StandardError;
@@ -55,6 +56,7 @@ pub(super) struct Service {
     pub(super) image: Filesystem,
     pub(super) grafts: Grafts,
     pub(super) startup: Startup,
+    pub(super) maker: Option<Maker>,
     pub(super) fuse: OwnedFd,
     pub(super) threads: usize,
     /// INIT flags that are not to be used although the kernel offers them.
@@ -91,7 +93,8 @@ fn finish() {
 }
 
 fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { mut image, grafts, startup, fuse, threads, masked, cpu, mut ahead, at_end: _ } = service;
+    let Service { mut image, grafts, startup, maker, fuse, threads, masked, cpu, mut ahead, at_end: _ } =
+        service;
     image.be_patient();
     let reporter = Reporter::new(
         sys::file::path_of(image.file()).unwrap_or_default(),
@@ -101,8 +104,9 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
     say_what_is_served(&tree);
-    let own = [device.raw(), tree.image().file().as_raw_fd(), ready.as_raw_fd()];
-    become_helper(&own.into_iter().chain(held).collect::<Vec<_>>())?;
+    let own = [device.raw(), ready.as_raw_fd()].into_iter();
+    let of_image = node_cache::descriptors(tree.image(), maker.as_ref());
+    become_helper(&own.chain(of_image).chain(held).collect::<Vec<_>>())?;
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
     let mut launch = Launch::new(ready, cpu);
@@ -119,7 +123,7 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
                 std::panic::set_hook(Box::new(|_| {}));
                 let unanswered = record.unanswered();
                 let session = Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
-                crew::serve(session, slots.into_slots(), launch, ahead, end_server)
+                crew::serve(session, slots.into_slots(), launch, Background { ahead, maker }, end_server)
             }
             Fork::Parent(server) => {
                 ahead = Ahead::default();

@@ -32,6 +32,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::mount::MsFlags;
 
 use crate::mount::graft::Grafts;
+use crate::mount::node_cache::Maker;
 use crate::squashfs::reader::Filesystem;
 use crate::sys;
 use crate::sys::affinity::{self, Affinity};
@@ -50,6 +51,8 @@ pub struct ServerOptions {
     pub threads: usize,
     /// What is read before anybody asks for it.
     pub startup: Startup,
+    /// Who makes a copy of the image file on this node, if somebody is to.
+    pub maker: Option<Maker>,
 }
 
 /// What the keeper does last of all, when the file system is gone and with it every process of the job.
@@ -218,8 +221,9 @@ fn start_service(
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
-    let startup = options.startup;
-    let service = keeper::Service { image, grafts, startup, fuse, threads, masked, cpu, ahead, at_end };
+    let ServerOptions { startup, maker, .. } = options;
+    let service =
+        keeper::Service { image, grafts, startup, maker, fuse, threads, masked, cpu, ahead, at_end };
     let (keeper_end, ready) = process::pipe()?;
     // Of what it has of ours, the other end of the pipe included, the keeper closes all that it does not need.
     detached::fork(move || keeper::run(service, keeper_end))?;

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Error, ErrorKind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::ReadError;
 use super::backing::Backing;
@@ -18,33 +19,57 @@ pub trait Vouch: std::fmt::Debug + Send + Sync {
 /// Most bytes of its buffer that a thread keeps from one read to the next.
 const BUFFER_KEPT: usize = 256 << 10;
 
-/// A squashfs inside a file. Positions count from the superblock; errors name offsets in the file.
+/// A file that holds the image's bytes.
 #[derive(Debug)]
-pub(super) struct Image {
+struct Source {
     backing: Backing,
-    /// Where in the file the superblock lies.
-    base: u64,
     /// Looks at all that is read.
     voucher: Option<Arc<dyn Vouch>>,
 }
 
+/// A squashfs inside a file. Positions count from the superblock; errors name offsets in the file.
+#[derive(Debug)]
+pub(super) struct Image {
+    original: Source,
+    /// The same bytes in a file that is nearer.
+    copy: OnceLock<Source>,
+    /// Whether the copy is read: as long as it has never failed.
+    is_near: AtomicBool,
+    /// Where in the file the superblock lies.
+    base: u64,
+}
+
 impl Image {
     pub(super) fn new(file: File, base: u64, voucher: Option<Arc<dyn Vouch>>) -> Image {
-        Image { backing: Backing::new(file), base, voucher }
+        let original = Source { backing: Backing::new(file), voucher };
+        Image { original, copy: OnceLock::new(), is_near: AtomicBool::new(false), base }
     }
 
+    /// The file that it was opened from.
     pub(super) fn file(&self) -> &File {
-        self.backing.file()
+        self.original.backing.file()
+    }
+
+    /// The copy, if it has one.
+    pub(super) fn copy(&self) -> Option<&File> {
+        self.copy.get().map(|copy| copy.backing.file())
+    }
+
+    /// See [`super::Filesystem::use_copy`].
+    pub(super) fn use_copy(&self, file: File, voucher: Option<Arc<dyn Vouch>>) {
+        if self.copy.set(Source { backing: Backing::new(file), voucher }).is_ok() {
+            self.is_near.store(true, Ordering::Release);
+        }
     }
 
     /// See [`super::Filesystem::be_patient`].
     pub(super) fn be_patient(&mut self) {
-        self.backing.be_patient();
+        self.original.backing.be_patient();
     }
 
     /// Length of the file, bytes; unknown for what is not a regular file, such as a block device.
     pub(super) fn file_length(&self) -> Result<Option<u64>, ReadError> {
-        let metadata = self.backing.metadata().map_err(|source| self.refused(0, 0, source))?;
+        let metadata = self.original.backing.metadata().map_err(|source| self.refused(0, 0, source))?;
         Ok(metadata.is_file().then_some(metadata.len()))
     }
 
@@ -71,18 +96,34 @@ impl Image {
 
     /// Fills `out` as far as the file reaches; gives the number of bytes read.
     pub(super) fn read_available(&self, position: u64, out: &mut [u8]) -> Result<usize, ReadError> {
+        let Some(copy) = self.copy.get().filter(|_| self.is_near.load(Ordering::Acquire)) else {
+            return self.read_from(&self.original, position, out);
+        };
+        let near = self.read_from(copy, position, out);
+        if near.as_ref().is_ok_and(|got| *got == out.len()) {
+            return near;
+        }
+        // Either the image ends here, or the copy is no good: cut short, altered, or its disk is failing.
+        let got = self.read_from(&self.original, position, out)?;
+        if near.ok() != Some(got) {
+            self.is_near.store(false, Ordering::Release);
+        }
+        Ok(got)
+    }
+
+    fn read_from(&self, source: &Source, position: u64, out: &mut [u8]) -> Result<usize, ReadError> {
         let length = out.len();
         let mut done = 0;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.backing.read_at(rest, self.offset(position).saturating_add(done as u64)) {
+            match source.backing.read_at(rest, self.offset(position).saturating_add(done as u64)) {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(error) => return Err(self.refused(position, length, error)),
             }
         }
-        match (&self.voucher, out.get_mut(..done)) {
+        match (&source.voucher, out.get_mut(..done)) {
             (Some(voucher), Some(read)) => voucher
-                .vouch(self.backing.file(), self.offset(position), read)
+                .vouch(source.backing.file(), self.offset(position), read)
                 .map_err(|error| self.refused(position, length, error)),
             _ => Ok(done),
         }
@@ -136,5 +177,59 @@ impl Image {
 
     fn refused(&self, position: u64, length: usize, source: Error) -> ReadError {
         ReadError::Io { offset: self.offset(position), length, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(content, 0).unwrap();
+        file
+    }
+
+    fn read(image: &Image, position: u64, length: usize) -> Vec<u8> {
+        let mut out = vec![0; length];
+        let got = image.read_available(position, &mut out).unwrap();
+        out.truncate(got);
+        out
+    }
+
+    #[derive(Debug)]
+    struct Doubtful;
+
+    impl Vouch for Doubtful {
+        fn vouch(&self, _: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<usize> {
+            if offset == 0 { Ok(bytes.len()) } else { Err(Error::other("wrong bytes")) }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_read_until_it_fails() {
+        for (copy, voucher) in [
+            // Cut short.
+            (&b"copy"[..], None),
+            // Altered.
+            (b"copyother", Some(Arc::new(Doubtful) as Arc<dyn Vouch>)),
+        ] {
+            let image = Image::new(file(b"originals"), 0, None);
+            assert_eq!(read(&image, 0, 4), b"orig");
+            image.use_copy(file(copy), voucher);
+            assert_eq!(read(&image, 0, 4), b"copy");
+            assert_eq!(read(&image, 4, 5), b"inals");
+            assert_eq!(read(&image, 0, 4), b"orig", "it is not trusted again");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_image_is_no_fault_of_the_copy() {
+        let image = Image::new(file(b"original"), 2, None);
+        image.use_copy(file(b"thecopy!"), None);
+        assert_eq!(read(&image, 4, 9), b"al");
+        assert_eq!(read(&image, 0, 5), b"ecopy");
     }
 }

@@ -329,10 +329,27 @@ impl Filesystem {
         self.image.file()
     }
 
+    /// From now on reads `file` instead, which has the same bytes at the same offsets and lies nearer; `voucher` looks at
+    /// them. With the first read that fails there, or gives too little, it is given up for the file that was opened. Only
+    /// the first copy counts.
+    pub fn use_copy(&self, file: File, voucher: Option<Arc<dyn Vouch>>) {
+        self.image.use_copy(file, voucher);
+    }
+
+    /// The copy of [`Filesystem::use_copy`], whether or not it is still read.
+    pub fn copy(&self) -> Option<&File> {
+        self.image.copy()
+    }
+
     /// From now on reads that the file's store refuses (`EIO`, `ESTALE`, time-outs) are tried again for some seconds before
     /// they fail, and a file that went stale is opened again if it is the same. For servers: others would rather know.
     pub fn be_patient(&mut self) {
         self.image.be_patient();
+    }
+
+    /// Where in its file the squashfs begins, bytes.
+    pub fn offset(&self) -> u64 {
+        self.image.offset(0)
     }
 
     /// The root directory.

@@ -1,7 +1,6 @@
 //! `hpcrun ps` and `hpcrun enter`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +13,7 @@ use super::{exec_image, ready, tools, wait_for};
 use crate::bad_input::in_private_mounts;
 use crate::busybox_image::{assert_fails, assert_nobody_holds, busybox, convert, copy_in};
 use crate::layer_building::{Member, tar};
+use crate::site_directory::Site;
 use crate::support::{as_user, binary, hpcrun, is_root, run, scratch, stdout, text};
 
 /// A job that waits for the end of its input.
@@ -347,23 +347,13 @@ fn images_without_a_shell_are_entered_with_a_program() {
 #[test]
 fn a_tree_that_the_site_mounted_is_a_container_too() {
     assert!(is_root(), "a site's policy is root's: run this as root");
-    let dir = tempfile::Builder::new().prefix("hpcrun-site-").tempdir_in("/tmp").expect("directory");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-    let tree = dir.path().join("tree");
-    fs::create_dir(&tree).expect("mkdir");
-    fs::set_permissions(&tree, fs::Permissions::from_mode(0o755)).expect("chmod");
-    for name in ["proc", "dev", "sys", "bin", "tmp", "etc"] {
-        fs::create_dir(tree.join(name)).expect("mkdir");
-    }
-    fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("copy");
-    for name in ["sh", "cat", "echo"] {
-        std::os::unix::fs::symlink("busybox", tree.join("bin").join(name)).expect("link");
-    }
-    let images = scratch();
-    let own = convert(images.path(), "own", &json!({}), &[tar(&busybox())]);
-    let policy = dir.path().join("policy.toml");
-    let rule = format!("[premounted]\ntrees = [{{ image = {own:?}, directory = {tree:?} }}]\n");
-    fs::write(&policy, rule).expect("write");
+    let site = Site::new();
+    let directories = ["proc/", "dev/", "sys/", "tmp/", "etc/"].map(Member::directory);
+    let members: Vec<Member> = busybox().into_iter().chain(directories).collect();
+    let own = site.image("own", &json!({}), &[tar(&members)]);
+    let tree = site.mounted(&own, "ro,nosuid,nodev");
+    let policy = site
+        .policy(&format!("[premounted]\ntrees = [{{ image = {own:?}, directory = {:?} }}]\n", tree.path()));
     let mut command = exec_image(&own, &["sh", "-c", "echo ready; cat >/dev/null; exit 4"]);
     let job = ready(command.env("HPCRUN_POLICY", &policy).current_dir("/tmp").stdin(Stdio::piped()));
     let containers = listed(&mut hpcrun(["ps", "--json"]), &own);

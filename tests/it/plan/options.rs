@@ -249,7 +249,9 @@ fn overlays_that_cannot_be() {
 #[test]
 fn a_premounted_tree_is_not_written_through() {
     let text = "[premounted]\ntrees = [{ image = \"/images/astro.sqsh\", directory = \"/data\" }]\n";
-    let op = |request: &Request| planned(&laptop(), request, &policy(text)).mount.ops[0].op.to_string();
+    let mut node = laptop();
+    node.host.trees.insert(PathBuf::from("/data"), tree("/data"));
+    let op = |request: &Request| planned(&node, request, &policy(text)).mount.ops[0].op.to_string();
     assert_eq!(op(&exec(&["x"])), "bind /data -> / ro");
     assert_eq!(op(&overlays(&[], Some(None))), "squashfs /images/astro.sqsh -> /");
 }
