@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::convert_args::{Convert, Login, Logout, Pull};
+use crate::cli::doctor::Doctor;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launches::Report;
 
@@ -100,6 +101,10 @@ pub(crate) enum Verb {
     /// when last. The site's policy says whether launches are logged, and where ([log]).
     Report(Report),
     /// Check whether this node can run images, and say what to change
+    ///
+    /// One line a check: ok, warn (something to mend that keeps nothing from running), no (something that does), or n/a, with
+    /// what was found and, below it, how to mend it. The last check is a launch. Run it as the user who has the trouble.
+    /// Exit status: 0 if images can run here, 1 if not, 125 if that cannot be found out.
     Doctor(Doctor),
 }
 
@@ -251,14 +256,6 @@ pub(crate) struct Verify {
     pub(crate) jobs: Option<u16>,
     /// Image file
     pub(crate) image: PathBuf,
-}
-
-/// Arguments of `doctor`.
-#[derive(Debug, Args)]
-pub(crate) struct Doctor {
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[cfg(test)]

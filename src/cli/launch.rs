@@ -168,6 +168,11 @@ fn launched(
     become_job(plan, images, grafts, log)
 }
 
+/// Plans the launch of `image` and leaves it at that.
+pub(crate) fn plan_only(request: &Request, image: &Path, host: Host, policy: &Policy) -> Result<(), Failure> {
+    planned(request, image, &Reading::default(), host, policy).map(drop)
+}
+
 /// Everything decided, nothing done. Gives the images that the plan serves, in its order.
 fn planned(
     request: &Request,

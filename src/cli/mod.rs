@@ -35,6 +35,7 @@ mod slurm_task;
 mod trace;
 mod unoffered;
 mod verify;
+mod version;
 
 use std::process::ExitCode;
 
@@ -96,6 +97,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 /// Help and version are data; a wrong command line is a failure before the job.
 fn explain_usage(error: &clap::Error) -> u8 {
     match error.kind() {
+        ErrorKind::DisplayVersion if version::is_long_wanted(std::env::args_os()) => {
+            let _ = output::data(version::long().as_bytes());
+            0
+        }
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
             0

@@ -81,6 +81,11 @@ impl Failure {
         &self.message
     }
 
+    /// What may help, a line each.
+    pub(crate) fn hints(&self) -> &[String] {
+        &self.hints
+    }
+
     /// Prints `hpcrun: message` and the hints to standard error.
     pub(crate) fn print(&self) {
         let mut text = format!("hpcrun: {}\n", printable(&self.message));

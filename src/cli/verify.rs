@@ -100,7 +100,7 @@ fn threads(args: &Verify) -> usize {
 }
 
 /// Checks everything behind the squashfs but the chunk hashes.
-fn check_sections(contents: &Contents, read_at: &ReadAt<'_>) -> Result<(), String> {
+pub(crate) fn check_sections(contents: &Contents, read_at: &ReadAt<'_>) -> Result<(), String> {
     let others = contents.places().filter(|(number, _)| *number != SectionKind::ChunkHashes.number());
     for (number, place) in others {
         let section = place.read(SectionKind::ChunkHashes.max_bytes(), read_at);

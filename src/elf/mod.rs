@@ -2,6 +2,7 @@
 
 pub mod closure;
 pub mod library_cache;
+pub mod note;
 pub mod object;
 pub mod symbols;
 pub mod version;

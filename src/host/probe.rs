@@ -3,17 +3,16 @@
 //! [`probe_for_launch`] stands on the way of every rank of every job: a few dozen system calls, no program run.
 //! [`probe_for_doctor`] takes its time.
 
+mod doctor;
 mod processes;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::doctor::{DoctorFacts, ShmFacts};
 use super::features::{DevFuse, Observed};
 use super::{
     Backing, Environment, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User,
@@ -22,6 +21,7 @@ use super::{
 use crate::hint::Hint;
 use crate::sys::{self, caller};
 
+pub use doctor::{cpu_level, keep, place, probe_for_doctor};
 pub use processes::{containers, environment_of, mount_namespace_of, owner_of, working_directory_of};
 
 /// Policy files are pages, not volumes.
@@ -355,87 +355,6 @@ fn check_trust(path: &Path, metadata: &Metadata) -> Result<(), PolicyFileError> 
         return untrusted(why, "chmod go-w");
     }
     Ok(())
-}
-
-/// Gathers what `hpcrun doctor` looks at, beyond what a launch needs.
-pub fn probe_for_doctor(host: &Host) -> DoctorFacts {
-    let status = read_line("/proc/self/status");
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(|value| value.trim().to_owned())
-    };
-    let text = |path: &str| Some(read_line(path).trim().to_owned()).filter(|text| !text.is_empty());
-    DoctorFacts {
-        uid: host.user.uid,
-        known_user: host.user.known,
-        home: host.user.home.clone(),
-        home_fact: host.user.home.as_deref().map(path_fact),
-        kernel: host.kernel.clone(),
-        features: host.features.clone(),
-        cpus: host.cpus,
-        launcher: host.launcher.kind,
-        max_user_namespaces: read_number("/proc/sys/user/max_user_namespaces"),
-        max_mount_namespaces: read_number("/proc/sys/user/max_mnt_namespaces"),
-        unprivileged_userns_clone: read_number("/proc/sys/kernel/unprivileged_userns_clone"),
-        apparmor_restricts_userns: read_number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
-        apparmor_profile: text("/proc/self/attr/apparmor/current")
-            .or_else(|| text("/proc/self/attr/current")),
-        selinux_enforcing: read_number("/sys/fs/selinux/enforce").map(|enforce| enforce == 1),
-        seccomp: field("Seccomp").and_then(|mode| mode.parse().ok()),
-        umask: field("Umask").and_then(|mask| u32::from_str_radix(&mask, 8).ok()),
-        dev_fuse_mode: Path::new("/dev/fuse").metadata().ok().map(|metadata| metadata.mode() & 0o7777),
-        limits: caller::limits().ok(),
-        yama_scope: read_number("/proc/sys/kernel/yama/ptrace_scope"),
-        shm: caller::file_system(Path::new("/dev/shm"))
-            .ok()
-            .map(|fs| ShmFacts { size_bytes: fs.size_bytes, free_bytes: fs.free_bytes }),
-        share_directory: host.share_directory.clone(),
-        fabric_devices: fabric_devices(),
-        container: container(),
-        proc_masked: proc_masked(),
-    }
-}
-
-/// Devices of an interconnect, whose drivers lock memory.
-fn fabric_devices() -> Vec<String> {
-    let names = |directory: &str| -> Vec<OsString> {
-        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
-    };
-    let fabric = |name: &OsString| {
-        let bytes = name.as_bytes();
-        bytes.starts_with(b"cxi") || bytes.starts_with(b"hfi1_")
-    };
-    let plain = names("/dev").into_iter().filter(fabric);
-    let verbs = names("/dev/infiniband").into_iter().filter(|name| name.as_bytes().starts_with(b"uverbs"));
-    let mut found: Vec<String> =
-        plain.chain(verbs).map(|name| String::from_utf8_lossy(&name.into_vec()).into_owned()).collect();
-    found.sort();
-    found
-}
-
-/// The container that this node is, if it is one.
-fn container() -> Option<String> {
-    for (path, name) in
-        [("/.dockerenv", "Docker"), ("/run/.containerenv", "podman"), ("/.singularity.d", "Apptainer")]
-    {
-        if Path::new(path).exists() {
-            return Some(name.to_owned());
-        }
-    }
-    let cgroup = read_line("/proc/1/cgroup");
-    let names = [("kubepods", "Kubernetes"), ("docker", "Docker"), ("libpod", "podman"), ("lxc", "LXC")];
-    names.iter().find(|(word, _)| cgroup.contains(word)).map(|(_, name)| (*name).to_owned())
-}
-
-/// Mounts over parts of `/proc`, which a container runtime makes; they forbid a fresh proc and are harmless to hpcrun.
-fn proc_masked() -> bool {
-    let mounts = read_line("/proc/self/mounts");
-    mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .any(|at| at.starts_with("/proc/kcore") || at.starts_with("/proc/keys"))
 }
 
 #[cfg(test)]

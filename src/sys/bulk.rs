@@ -9,14 +9,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use nix::libc;
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, FsType, fstatfs};
 
 /// What address, offset and length of a direct write are multiples of: no disk has larger logical blocks.
 pub const DIRECT_ALIGNMENT: usize = 4096;
 
 /// File systems on a local disk whose direct writes are plain: no copy, no lock held over a network. On others the page
 /// cache keeps many writes under way at once, which one thread that waits for each cannot.
-const DIRECT: [FsType; 2] = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC];
+const DIRECT: [FsType; 2] = [EXT4_SUPER_MAGIC, XFS];
+/// `XFS_SUPER_MAGIC` of `linux/magic.h`, which nix has for glibc only.
+const XFS: FsType = FsType(0x5846_5342);
 
 /// A file that is written in large pieces.
 #[derive(Debug)]

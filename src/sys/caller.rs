@@ -65,18 +65,41 @@ pub struct UserEntry {
 pub fn user_entry(uid: u32) -> Result<Option<UserEntry>, Error> {
     let entry = User::from_uid(Uid::from_raw(uid))
         .map_err(|errno| Error::new(format!("getpwuid_r({uid})"), errno))?;
-    Ok(entry.map(|user| UserEntry {
+    let entry = entry.map(|user| UserEntry {
         name: OsString::from(user.name),
         gecos: OsString::from_vec(user.gecos.into_bytes()),
         home: user.dir,
-    }))
+    });
+    Ok(entry.or_else(|| if IS_STATIC { parse_user(&getent("passwd", uid)?) } else { None }))
+}
+
+/// A static program finds no modules of nsswitch.conf: users of LDAP and SSSD are unknown to its C library.
+const IS_STATIC: bool = cfg!(target_feature = "crt-static");
+
+/// The host's own word on an id: the line that `getent DATABASE ID` prints, none if it knows none.
+fn getent(database: &str, id: u32) -> Option<Vec<u8>> {
+    let mut command = std::process::Command::new("/usr/bin/getent");
+    command.args([database, &id.to_string()]).env_clear().stdin(std::process::Stdio::null());
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    output.stdout.split(|byte| *byte == b'\n').next().map(<[u8]>::to_vec)
+}
+
+/// A line of passwd(5).
+fn parse_user(line: &[u8]) -> Option<UserEntry> {
+    let field = |index: usize| line.split(|byte| *byte == b':').nth(index).map(<[u8]>::to_vec);
+    let home = PathBuf::from(OsString::from_vec(field(5)?));
+    Some(UserEntry { name: OsString::from_vec(field(0)?), gecos: OsString::from_vec(field(4)?), home })
 }
 
 /// Wrapper for `getgrgid_r(3)`: the group's name, none when nobody knows it.
 pub fn group_name(gid: u32) -> Result<Option<OsString>, Error> {
     let entry = Group::from_gid(Gid::from_raw(gid))
         .map_err(|errno| Error::new(format!("getgrgid_r({gid})"), errno))?;
-    Ok(entry.map(|group| OsString::from(group.name)))
+    let asked = || {
+        let line = getent("group", gid)?;
+        line.split(|byte| *byte == b':').next().map(|name| OsString::from_vec(name.to_vec()))
+    };
+    Ok(entry.map(|group| OsString::from(group.name)).or_else(|| if IS_STATIC { asked() } else { None }))
 }
 
 /// Wrapper for `getcwd(2)`: the working directory without links; refused when it has been deleted.
@@ -114,6 +137,10 @@ pub struct Limits {
     pub processes: Limit,
     /// Bytes of locked memory.
     pub locked_bytes: Limit,
+    /// Bytes of address space.
+    pub address_bytes: Limit,
+    /// Bytes of a file.
+    pub file_bytes: Limit,
 }
 
 /// Wrapper for `getrlimit(2)`.
@@ -126,6 +153,8 @@ pub fn limits() -> Result<Limits, Error> {
         open_files: get(Resource::RLIMIT_NOFILE, "NOFILE")?,
         processes: get(Resource::RLIMIT_NPROC, "NPROC")?,
         locked_bytes: get(Resource::RLIMIT_MEMLOCK, "MEMLOCK")?,
+        address_bytes: get(Resource::RLIMIT_AS, "AS")?,
+        file_bytes: get(Resource::RLIMIT_FSIZE, "FSIZE")?,
     })
 }
 
@@ -206,6 +235,16 @@ mod tests {
         assert_eq!(group_name(0).unwrap().unwrap(), "root");
         assert_eq!(user_entry(4_000_000_001).unwrap(), None);
         assert_eq!(group_name(4_000_000_001).unwrap(), None);
+    }
+
+    #[test]
+    fn what_getent_says_is_what_the_c_library_says() {
+        assert_eq!(parse_user(&getent("passwd", 0).unwrap()), user_entry(0).unwrap());
+        assert_eq!(getent("passwd", 4_000_000_001), None);
+        assert_eq!(getent("group", 0).unwrap().split(|byte| *byte == b':').next(), Some(&b"root"[..]));
+        for line in [&b""[..], b"ada:x:1000", b"ada:x:1000:1000:Ada"] {
+            assert_eq!(parse_user(line), None);
+        }
     }
 
     #[test]

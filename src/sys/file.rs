@@ -3,7 +3,7 @@
 //! All names are relative to a directory held open, so that nobody can exchange it under a long conversion.
 #![expect(
     unsafe_code,
-    reason = "statx has no safe wrapper, dup3 none that leaves the descriptor to its owner"
+    reason = "statx has no safe wrapper, renameat2 none with musl, dup3 none that leaves the descriptor to its owner"
 )]
 
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, copy_file_range, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
@@ -148,7 +148,7 @@ pub fn rename(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<(),
 
 /// Renames unless something has the new name (then false).
 pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<bool, Error> {
-    match uninterrupted(|| renameat2(directory, from, directory, to, RenameFlags::RENAME_NOREPLACE)) {
+    match uninterrupted(|| rename_noreplace(directory, from, to)) {
         Ok(()) => return Ok(true),
         Err(Errno::EEXIST) => return Ok(false),
         // NFS and others know no flags; link(2) is atomic there.
@@ -164,6 +164,19 @@ pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result
         Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(Error::new(format!("linkat({from:?}, {to:?})"), errno)),
     }
+}
+
+/// Wrapper for `renameat2(2)` with `RENAME_NOREPLACE`, by its number: the C library musl has no function for it.
+fn rename_noreplace(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> nix::Result<()> {
+    use nix::NixPath as _;
+    let fd = directory.as_raw_fd();
+    let call = |from: &std::ffi::CStr, to: &std::ffi::CStr| {
+        // SAFETY: the kernel reads two terminated strings.
+        unsafe {
+            libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), fd, to.as_ptr(), libc::RENAME_NOREPLACE)
+        }
+    };
+    Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| call(from, to)))??).map(drop)
 }
 
 /// Removes a name; it is fine if it is gone already.

@@ -107,7 +107,7 @@ impl Taken {
     /// Waits for the next signal, at most `longest`.
     pub fn wait_for(&self, longest: std::time::Duration) -> Option<Received> {
         let time = libc::timespec {
-            tv_sec: libc::time_t::try_from(longest.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_sec: longest.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: longest.subsec_nanos().into(),
         };
         self.received(&raw const time)

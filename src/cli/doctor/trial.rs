@@ -1,21 +1,16 @@
-//! `hpcrun doctor`: what this node offers and lacks, and a launch as the proof.
+//! The proof: a launch of a program from an image that is made here, in memory.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
-use crate::cli::args::Doctor;
 use crate::cli::launch;
-use crate::cli::output;
-use crate::cli::report::{Failure, STATUS_FAILED};
-use crate::cli::site;
-use crate::host::doctor::{self, Check, PolicyOutcome, Status};
-use crate::host::{Host, probe};
+use crate::cli::report::STATUS_FAILED;
+use crate::host::Host;
+use crate::host::doctor::Check;
 use crate::launch::request::{HomeWish, Request, Verb};
-use crate::policy::{POLICY_PATH, Policy};
+use crate::policy::Policy;
 use crate::squashfs::compress::Compression;
 use crate::squashfs::writer::{Inode, InodeKind, Tree, Writer, WriterOptions};
 use crate::sys::process::{self, Ended};
@@ -24,39 +19,17 @@ const CHECK: &str = "launch";
 /// What a pipe takes without a reader is more.
 const MESSAGE_MAX_BYTES: usize = 4096;
 
-/// Prints all checks; status 0 if a launch works.
-pub(crate) fn run(args: &Doctor) -> Result<u8, Failure> {
-    let host =
-        probe::probe_for_launch(std::env::vars_os().collect()).map_err(|error| Failure::new(&error))?;
-    let mut checks = doctor::checks(&probe::probe_for_doctor(&host));
-    checks.push(policy_check());
-    let launch = try_launch(host);
-    let works = launch.status == Status::Ok;
-    checks.push(launch);
-    if args.json {
-        let document = json!({ "usable": works, "checks": doctor::render_json(&checks) });
-        output::data(format!("{document:#}\n").as_bytes())?;
-    } else {
-        output::data(doctor::render_text(&checks).as_bytes())?;
-    }
-    Ok(if works { 0 } else { STATUS_FAILED })
-}
-
-fn policy_check() -> Check {
-    let outcome = match site::policy() {
-        Ok(policy) if policy.file() == Path::new(POLICY_PATH) => PolicyOutcome::Valid,
-        Ok(_) => PolicyOutcome::Absent,
-        Err(failure) => PolicyOutcome::Broken(failure.message().to_owned()),
-    };
-    doctor::site_policy(Path::new(POLICY_PATH), &outcome)
-}
-
 /// Launches a program from an image made here, in memory, whatever the site's policy says of images.
-fn try_launch(host: Host) -> Check {
+pub(super) fn launch(host: Host) -> Check {
+    let is_root = host.user.effective_uid == 0;
     let Some(program) = program() else {
         return Check::not_applicable(CHECK, "not tried: no test program for this processor");
     };
     match test_image(&program).and_then(|image| launch_in_child(&image, host)) {
+        Ok(()) if is_root => Check::ok(
+            CHECK,
+            "an image was mounted and a program ran from it; as root: run hpcrun doctor as a user, too",
+        ),
         Ok(()) => Check::ok(CHECK, "an image was mounted and a program ran from it"),
         Err(why) => Check::no(CHECK, why, &["mend what is marked 'no', then run 'hpcrun doctor' again"]),
     }
