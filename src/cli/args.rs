@@ -100,6 +100,8 @@ pub(crate) enum Verb {
     /// One line an image: how often it was launched and refused, by how many users in how many jobs on how many nodes, and
     /// when last. The site's policy says whether launches are logged, and where ([log]).
     Report(Report),
+    /// Check, explain or show the site policy
+    Policy(crate::cli::policy::PolicyArgs),
     /// Check whether this node can run images, and say what to change
     ///
     /// One line a check: ok, warn (something to mend that keeps nothing from running), no (something that does), or n/a, with

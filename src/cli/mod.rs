@@ -23,6 +23,7 @@ mod logger;
 mod login;
 mod node_cache;
 mod output;
+mod policy;
 mod profile;
 mod progress;
 mod ps;
@@ -90,6 +91,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Enter(args) => enter::run(args),
         Verb::Trace(args) => trace::run(args, cli.quiet),
         Verb::Report(args) => launches::run(&args),
+        Verb::Policy(args) => policy::run(args),
         Verb::Doctor(args) => doctor::run(&args),
     }
 }

@@ -1,26 +1,64 @@
-//! The site's policy file: found, read, parsed.
+//! The site's policy files: found, read, parsed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cli::report::Failure;
 use crate::host::probe;
-use crate::policy::{POLICY_PATH, Policy};
+use crate::policy::{POLICY_PATH, Policy, PolicyError, PolicyFile};
 
-/// The site's policy; without a file, the one named by `HPCRUN_POLICY` (for trying one out on a node that has none),
-/// else the built-in defaults.
+/// The variable that names another policy than the site's.
+const VARIABLE: &str = "HPCRUN_POLICY";
+
+/// The policy that holds for this process.
+///
+/// It is the site's. `HPCRUN_POLICY` names another where there is none (for trying one out: it must be root's, too), or
+/// where the site's own says `[policy] allow_user_file`. Without any the defaults apply.
 pub(crate) fn policy() -> Result<Policy, Failure> {
-    if let Some(policy) = read(Path::new(POLICY_PATH))? {
-        return Ok(policy);
+    let parse = |files| Policy::of_files(files).map_err(|error| Failure::new(&error));
+    let site = trusted(Path::new(POLICY_PATH))?;
+    let named = std::env::var_os(VARIABLE).map(PathBuf::from);
+    if site.is_empty() {
+        return match named {
+            None => Ok(Policy::builtin()),
+            Some(named) => parse(existing(&named, trusted(&named)?)?),
+        };
     }
-    match std::env::var_os("HPCRUN_POLICY") {
-        None => Ok(Policy::builtin()),
-        Some(tried) => read(Path::new(&tried))?.ok_or_else(|| {
-            Failure::plain(format!("HPCRUN_POLICY names {}, which does not exist", tried.display()))
-        }),
+    let site = parse(site)?;
+    match named {
+        None => Ok(site),
+        Some(named) if site.allows_user_file() => parse(existing(&named, draft(&named)?)?),
+        Some(named) => {
+            log::warn!("{VARIABLE}={} is passed over: this site's policy does not allow it", named.display());
+            Ok(site)
+        }
     }
 }
 
-fn read(path: &Path) -> Result<Option<Policy>, Failure> {
-    let text = probe::read_policy(path).map_err(|error| Failure::new(&error))?;
-    text.map(|text| Policy::parse(path, &text).map_err(|error| Failure::new(&error))).transpose()
+/// The files that hold for this process, or those of `draft`, whoever wrote it, parsed.
+pub(crate) fn parsed(path: Option<&Path>) -> Result<Result<Policy, PolicyError>, Failure> {
+    let files = match path {
+        Some(path) => existing(path, draft(path)?)?,
+        None => trusted(Path::new(POLICY_PATH))?,
+    };
+    Ok(Policy::of_files(files))
+}
+
+fn trusted(path: &Path) -> Result<Vec<PolicyFile>, Failure> {
+    probe::read_policy_files(path).map(files).map_err(|error| Failure::new(&error))
+}
+
+fn draft(path: &Path) -> Result<Vec<PolicyFile>, Failure> {
+    probe::read_policy_draft(path).map(files).map_err(|error| Failure::new(&error))
+}
+
+fn files(texts: Vec<probe::PolicyText>) -> Vec<PolicyFile> {
+    texts.into_iter().map(|(path, text)| PolicyFile { path, text }).collect()
+}
+
+/// A file that was named must be there.
+fn existing(path: &Path, files: Vec<PolicyFile>) -> Result<Vec<PolicyFile>, Failure> {
+    if files.is_empty() {
+        return Err(Failure::plain(format!("{VARIABLE} names {}, which does not exist", path.display())));
+    }
+    Ok(files)
 }

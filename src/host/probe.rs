@@ -9,6 +9,7 @@ mod processes;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::iter;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -308,32 +309,98 @@ impl Hint for PolicyFileError {
     }
 }
 
-/// Reads the site's policy, once: who owns it and who may write it is checked on the file that was opened and on every
+/// A file of the policy as it was read: its path and its text.
+pub type PolicyText = (PathBuf, String);
+
+/// Reads a policy with its drop-ins: `policy.toml`, then `policy.d/*.toml` beside it in the byte order of their names,
+/// each as [`read_policy`] does. No file at all is no policy.
+pub fn read_policy_files(path: &Path) -> Result<Vec<PolicyText>, PolicyFileError> {
+    let mut files: Vec<PolicyText> = Vec::new();
+    for path in iter::once(path.to_owned()).chain(policy_drop_ins(path, true)?) {
+        // One that went away since it was listed is as one that was never there.
+        files.extend(read_policy(&path)?.map(|text| (path, text)));
+    }
+    Ok(files)
+}
+
+/// Reads a policy that decides nothing here, whoever wrote it: a draft to be checked.
+pub fn read_policy_draft(path: &Path) -> Result<Vec<PolicyText>, PolicyFileError> {
+    let mut files = Vec::new();
+    for path in iter::once(path.to_owned()).chain(policy_drop_ins(path, false)?) {
+        let file =
+            open_policy(&path).map_err(|source| PolicyFileError::Read { path: path.clone(), source })?;
+        files.push((path.clone(), policy_text(&path, file)?));
+    }
+    Ok(files)
+}
+
+/// The drop-ins of a policy, sorted: of `NAME.toml` the files `NAME.d/*.toml` that are not hidden.
+fn policy_drop_ins(path: &Path, must_be_trusted: bool) -> Result<Vec<PathBuf>, PolicyFileError> {
+    let directory = path.with_extension("d");
+    let read_error = |source| PolicyFileError::Read { path: directory.clone(), source };
+    let entries = match directory.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(read_error(error)),
+    };
+    if must_be_trusted {
+        check_ancestors(&directory.join("."))?;
+    }
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(read_error)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|extension| extension == "toml") && !is_hidden {
+            paths.push(path);
+        }
+    }
+    paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    Ok(paths)
+}
+
+/// NONBLOCK: a fifo under the policy's name must not hang every launch.
+fn open_policy(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+/// Reads one file of the site's policy, once: who owns it and who may write it is checked on the file that was opened and on every
 /// directory above it. None when there is no such file: the site has no policy.
 pub fn read_policy(path: &Path) -> Result<Option<String>, PolicyFileError> {
     let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
-    // NONBLOCK: a fifo under the policy's name must not hang every launch.
-    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = match opened {
+    let file = match open_policy(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read_error(error)),
     };
     let metadata = file.metadata().map_err(read_error)?;
     check_trust(path, &metadata)?;
+    check_ancestors(path)?;
+    policy_text(path, file).map(Some)
+}
+
+/// Refuses a path below a directory that somebody other than root could change.
+fn check_ancestors(path: &Path) -> Result<(), PolicyFileError> {
+    let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
     for directory in path.canonicalize().map_err(read_error)?.ancestors().skip(1) {
         check_trust(directory, &directory.metadata().map_err(read_error)?)?;
     }
+    Ok(())
+}
+
+/// The text of an open file.
+fn policy_text(path: &Path, file: File) -> Result<String, PolicyFileError> {
     let mut bytes = Vec::new();
-    file.take(POLICY_LIMIT_BYTES.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
+    let limit = POLICY_LIMIT_BYTES.saturating_add(1);
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|source| PolicyFileError::Read { path: path.to_owned(), source })?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > POLICY_LIMIT_BYTES) {
         return Err(PolicyFileError::TooLarge { path: path.to_owned() });
     }
-    let text = String::from_utf8(bytes).map_err(|error| PolicyFileError::NotText {
+    String::from_utf8(bytes).map_err(|error| PolicyFileError::NotText {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),
-    })?;
-    Ok(Some(text))
+    })
 }
 
 /// Refuses what somebody other than root could have put there.

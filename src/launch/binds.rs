@@ -259,7 +259,7 @@ pub fn gather(
         wanted.push(site.user_bind(option)?);
     }
     wanted.retain(|bind| !is_left_out(request, bind, &mut notes));
-    let mut binds = Binds { binds: settle(wanted, policy, &mut notes)?, notes };
+    let mut binds = Binds { binds: settle(wanted, &mut notes)?, notes };
     for (why, directory) in extra_directories(request, host) {
         site.add_directory(&mut binds, &why, &directory);
     }

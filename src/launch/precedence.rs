@@ -1,25 +1,27 @@
 //! Who wins where binds meet: at one destination, and one inside another. Pure.
 
+use std::path::PathBuf;
+
 use super::binds::{Bind, Binds, Party, Shown, parent};
 use super::plan::PlanError;
 use crate::host::{Host, Kind};
 use crate::mount::plan::{Need, Reason};
 use crate::policy::path::is_within;
-use crate::policy::{Policy, Refusal, Rule};
+use crate::policy::{Refusal, Rule};
 
 /// One bind for each destination: the strongest party's.
-pub fn settle(wanted: Vec<Bind>, policy: &Policy, notes: &mut Vec<String>) -> Result<Vec<Bind>, PlanError> {
+pub fn settle(wanted: Vec<Bind>, notes: &mut Vec<String>) -> Result<Vec<Bind>, PlanError> {
     let mut settled: Vec<Bind> = Vec::new();
     for bind in wanted {
         match settled.iter_mut().find(|other| other.destination == bind.destination) {
             None => settled.push(bind),
-            Some(other) => *other = stronger(other.clone(), bind, policy)?,
+            Some(other) => *other = stronger(other.clone(), bind)?,
         }
     }
     let forced: Vec<Bind> = settled.iter().filter(|bind| bind.party == Party::Forced).cloned().collect();
     for bind in settled.iter().filter(|bind| is_users(bind.party)) {
         if let Some(above) = forced.iter().find(|forced| is_within(&bind.destination, &forced.destination)) {
-            return Err(covers(bind, above, policy));
+            return Err(covers(bind, above));
         }
     }
     let all = settled.clone();
@@ -32,12 +34,12 @@ fn is_users(party: Party) -> bool {
 }
 
 /// Of two binds of one destination the one that counts.
-fn stronger(a: Bind, b: Bind, policy: &Policy) -> Result<Bind, PlanError> {
+fn stronger(a: Bind, b: Bind) -> Result<Bind, PlanError> {
     let (weak, strong) = if a.party <= b.party { (a, b) } else { (b, a) };
     let same = weak.shown == strong.shown && weak.access == strong.access;
     match (weak.party, strong.party) {
         _ if same => Ok(strong),
-        (Party::User | Party::Ambient, Party::Forced) => Err(covers(&weak, &strong, policy)),
+        (Party::User | Party::Ambient, Party::Forced) => Err(covers(&weak, &strong)),
         (weak_party, strong_party) if weak_party == strong_party && weak_party != Party::Default => {
             Err(PlanError::SameDestination {
                 path: strong.destination,
@@ -50,12 +52,12 @@ fn stronger(a: Bind, b: Bind, policy: &Policy) -> Result<Bind, PlanError> {
 }
 
 /// The refusal of a user's bind that would hide what the site forces.
-fn covers(bind: &Bind, forced: &Bind, policy: &Policy) -> PlanError {
-    let line = match &forced.reason {
-        Reason::Policy { line, .. } => *line,
-        _ => 0,
+fn covers(bind: &Bind, forced: &Bind) -> PlanError {
+    let (file, line) = match &forced.reason {
+        Reason::Policy { file, line } => (file.clone(), *line),
+        _ => (PathBuf::new(), 0),
     };
-    let rule = Rule { file: policy.file().to_owned(), line, key: "[binds] forced" };
+    let rule = Rule { file, line, key: "[binds] forced" };
     PlanError::Refused(Refusal {
         what: format!("{} would cover {}", bind.reason, forced.destination.display()),
         rule,

@@ -17,7 +17,7 @@ use crate::hint::Hint;
 /// A rule by its place. Prints as `/etc/hpcrun/policy.toml:22 [binds] allowed`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The policy file.
+    /// The policy's file.
     pub file: PathBuf,
     /// 1-based.
     pub line: usize,
@@ -299,6 +299,11 @@ impl Policy {
         first_match(&self.rules.env.pass, name).map(|rule| self.rule(rule.at, "[env] pass"))
     }
 
+    /// Whether `HPCRUN_POLICY` may name another policy.
+    pub fn allows_user_file(&self) -> bool {
+        self.rules.policy.allow_user_file.as_ref().is_some_and(|allowed| allowed.value)
+    }
+
     /// Which processes share namespaces, unless the user says otherwise.
     pub fn share(&self) -> Share {
         self.rules.launch.share.as_ref().map_or(Share::default(), |share| share.value)
@@ -317,7 +322,7 @@ impl Policy {
 
     /// The rule at a place of this policy.
     pub fn rule(&self, at: Position, key: &'static str) -> Rule {
-        Rule { file: self.file.clone(), line: at.line, key }
+        Rule { file: self.file_at(at).to_owned(), line: at.line, key }
     }
 
     /// What a user may bind, for a hint.

@@ -1,4 +1,7 @@
-//! The policy's text as sections and typed values, each with its line and column.
+//! The texts of the policy's files as sections and typed values, each with its file, line and column.
+//!
+//! Several files read as one: lists and tables of the same name add up in the order of the files, and a value that can
+//! be there only once contradicts another, wherever that stands.
 //!
 //! Reading never stops at the first problem: whatever is wrong is noted and a value that cannot be used counts as
 //! absent, so that one look at the file finds everything. A [`Section`] knows the keys that were asked of it, and so
@@ -6,14 +9,16 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeTable, DeValue};
 
-/// A place in the file.
+/// A place in a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
+    /// Which file, counted from 0 in the order of reading.
+    pub file: usize,
     /// 1-based.
     pub line: usize,
     /// 1-based, in characters.
@@ -29,7 +34,7 @@ pub struct Located<T> {
     pub at: Position,
 }
 
-/// Something wrong in the file. Prints as `3:5: unknown key "forcd" in [binds]`.
+/// Something wrong in a file. Prints as `3:5: unknown key "forcd" in [binds]`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// Where.
@@ -49,31 +54,56 @@ impl fmt::Display for Problem {
 /// Syntax errors that are told at once; one in a quote may make nonsense of all that follows.
 const PROBLEM_LIMIT: usize = 50;
 
-/// The parsed text with what was found wrong so far.
+/// The parsed files with what was found wrong so far.
 #[derive(Debug)]
 pub struct Document<'t> {
-    text: &'t str,
-    root: Spanned<DeTable<'t>>,
+    files: Vec<File<'t>>,
     problems: RefCell<Vec<Problem>>,
     asked: RefCell<Vec<String>>,
 }
 
+/// One file of a [`Document`].
+#[derive(Debug)]
+struct File<'t> {
+    name: String,
+    text: &'t str,
+    root: Spanned<DeTable<'t>>,
+}
+
 /// One value of the document.
-pub type Value<'t> = Spanned<DeValue<'t>>;
+#[derive(Debug, Clone, Copy)]
+pub struct Value<'d, 't> {
+    file: usize,
+    spanned: &'d Spanned<DeValue<'t>>,
+}
+
+impl<'d, 't> Value<'d, 't> {
+    /// The value itself.
+    pub fn get(self) -> &'d DeValue<'t> {
+        self.spanned.get_ref()
+    }
+}
 
 impl<'t> Document<'t> {
-    /// Parses `text`; errors of syntax and duplicate keys become problems.
-    pub fn parse(text: &'t str) -> Document<'t> {
-        let (root, errors) = DeTable::parse_recoverable(text);
-        let document = Document { text, root, problems: RefCell::default(), asked: RefCell::new(Vec::new()) };
-        for error in errors.into_iter().take(PROBLEM_LIMIT) {
+    /// Parses the texts of files, each with its name for messages; errors of syntax and duplicate keys become problems.
+    pub fn parse(texts: &[(String, &'t str)]) -> Document<'t> {
+        let mut document =
+            Document { files: Vec::new(), problems: RefCell::default(), asked: RefCell::default() };
+        let mut errors = Vec::new();
+        for (index, (name, text)) in texts.iter().enumerate() {
+            let (root, mistakes) = DeTable::parse_recoverable(text);
+            document.files.push(File { name: name.clone(), text, root });
+            errors.extend(mistakes.into_iter().take(PROBLEM_LIMIT).map(|mistake| (index, mistake)));
+        }
+        for (index, error) in errors {
             let message = error.message().replace('\n', ", ");
-            document.note(error.span().unwrap_or(0..0), message, None);
+            let at = document.position(index, error.span().unwrap_or(0..0).start);
+            document.note_at(at, message, None);
         }
         document
     }
 
-    /// What was found wrong, in the order of the file.
+    /// What was found wrong, in the order of the files.
     pub fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort();
@@ -91,16 +121,15 @@ impl<'t> Document<'t> {
         Section {
             document: self,
             name: String::new(),
-            table: Some(self.root.get_ref()),
-            at: Position { line: 1, column: 1 },
+            tables: self.files.iter().map(|file| file.root.get_ref()).enumerate().collect(),
+            at: Position { file: 0, line: 1, column: 1 },
             known: Vec::new(),
         }
     }
 
-    /// Notes a problem with the text at `span`.
-    pub fn note(&self, span: Range<usize>, what: impl Into<String>, hint: Option<String>) {
-        let at = self.position(span.start);
-        self.note_at(at, what, hint);
+    /// Notes a problem with a value.
+    pub fn note(&self, value: Value<'_, 't>, what: impl Into<String>, hint: Option<String>) {
+        self.note_at(self.at(value), what, hint);
     }
 
     /// Notes a problem at a known position.
@@ -108,22 +137,34 @@ impl<'t> Document<'t> {
         self.problems.borrow_mut().push(Problem { at, what: what.into(), hint });
     }
 
-    /// Line and column of a byte offset; an offset past the end counts as the end.
-    pub fn position(&self, offset: usize) -> Position {
-        let before = self.text.get(..offset).unwrap_or(self.text);
+    /// Where a value begins.
+    pub fn at(&self, value: Value<'_, 't>) -> Position {
+        self.position(value.file, value.spanned.span().start)
+    }
+
+    /// Line and column of a byte offset in a file; an offset past the end counts as the end.
+    pub fn position(&self, file: usize, offset: usize) -> Position {
+        let text = self.files.get(file).map_or("", |file| file.text);
+        let before = text.get(..offset).unwrap_or(text);
         let line = before.matches('\n').count().saturating_add(1);
         let last = before.rsplit('\n').next().unwrap_or("");
-        Position { line, column: last.chars().count().saturating_add(1) }
+        Position { file, line, column: last.chars().count().saturating_add(1) }
+    }
+
+    /// How a message about something at `seen` names the place `at`: `line 3`, or `FILE:3` where that is another file.
+    pub fn place(&self, at: Position, seen: Position) -> String {
+        match self.files.get(at.file) {
+            Some(file) if at.file != seen.file => format!("{}:{}", file.name, at.line),
+            _ => format!("line {}", at.line),
+        }
     }
 
     /// The string that `value` is, or a problem.
-    pub fn string(&self, value: &Value<'t>, name: &str) -> Option<Located<String>> {
-        match value.get_ref() {
-            DeValue::String(text) => {
-                Some(Located { value: text.to_string(), at: self.position(value.span().start) })
-            }
-            other => {
-                self.wrong_type(value, name, "a string", other);
+    pub fn string(&self, value: Value<'_, 't>, name: &str) -> Option<Located<String>> {
+        match value.get() {
+            DeValue::String(text) => Some(Located { value: text.to_string(), at: self.at(value) }),
+            _ => {
+                self.wrong_type(value, name, "a string");
                 None
             }
         }
@@ -150,14 +191,36 @@ impl<'t> Document<'t> {
         Section {
             document: self,
             name: name.to_owned(),
-            table: None,
+            tables: Vec::new(),
             at: Position::default(),
             known: Vec::new(),
         }
     }
 
-    fn wrong_type(&self, value: &Value<'t>, name: &str, wanted: &str, found: &DeValue<'t>) {
-        let found = match found {
+    /// The elements of an array, or a problem with the key `name`.
+    fn elements<'d>(&self, value: Value<'d, 't>, name: &str) -> Option<Vec<Value<'d, 't>>> {
+        let DeValue::Array(array) = value.get() else {
+            self.wrong_type(value, name, "an array");
+            return None;
+        };
+        Some(array.iter().map(|spanned| Value { file: value.file, spanned }).collect())
+    }
+
+    /// The section that tables of several files make together.
+    fn section_of<'d>(&'d self, name: String, values: Vec<Value<'d, 't>>) -> Section<'d, 't> {
+        let at = values.first().map(|first| self.at(*first)).unwrap_or_default();
+        let mut tables = Vec::new();
+        for value in values {
+            match value.get() {
+                DeValue::Table(table) => tables.push((value.file, table)),
+                _ => self.wrong_type(value, &name, "a table"),
+            }
+        }
+        Section { document: self, name, tables, at, known: Vec::new() }
+    }
+
+    fn wrong_type(&self, value: Value<'_, 't>, name: &str, wanted: &str) {
+        let found = match value.get() {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",
             DeValue::Float(_) => "a float",
@@ -166,28 +229,28 @@ impl<'t> Document<'t> {
             DeValue::Array(_) => "an array",
             DeValue::Table(_) => "a table",
         };
-        self.note(value.span(), format!("{name} wants {wanted}, not {found}"), None);
+        self.note(value, format!("{name} wants {wanted}, not {found}"), None);
     }
 }
 
-/// One table of the document, or the absence of it.
+/// One table of the document, perhaps in several files, or the absence of it.
 #[derive(Debug)]
 pub struct Section<'d, 't> {
     document: &'d Document<'t>,
     name: String,
-    table: Option<&'d DeTable<'t>>,
+    tables: Vec<(usize, &'d DeTable<'t>)>,
     at: Position,
     known: Vec<&'static str>,
 }
 
 impl<'d, 't> Section<'d, 't> {
-    /// A section out of an inline table; `name` is for messages.
-    pub fn inline(document: &'d Document<'t>, name: &str, value: &'d Value<'t>) -> Option<Section<'d, 't>> {
-        let DeValue::Table(table) = value.get_ref() else {
+    /// A section out of a table in a list; `name` is for messages.
+    pub fn inline(document: &'d Document<'t>, name: &str, value: Value<'d, 't>) -> Option<Section<'d, 't>> {
+        let DeValue::Table(table) = value.get() else {
             return None;
         };
-        let at = document.position(value.span().start);
-        Some(Section { document, name: name.to_owned(), table: Some(table), at, known: Vec::new() })
+        let tables = vec![(value.file, table)];
+        Some(Section { document, name: name.to_owned(), tables, at: document.at(value), known: Vec::new() })
     }
 
     /// Where the section begins.
@@ -202,24 +265,35 @@ impl<'d, 't> Section<'d, 't> {
 
     /// The table under `key`; one that is absent has no keys.
     pub fn section(&mut self, key: &'static str) -> Section<'d, 't> {
-        let name = self.full(key);
-        let value = self.value(key);
-        let table = value.and_then(|value| match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            other => {
-                self.document.wrong_type(value, &name, "a table", other);
-                None
-            }
-        });
-        let at = value.map(|value| self.document.position(value.span().start)).unwrap_or_default();
-        Section { document: self.document, name, table, at, known: Vec::new() }
+        let values = self.values(key);
+        self.document.section_of(self.full(key), values)
     }
 
-    /// The value under `key`, of whatever type.
-    pub fn value(&mut self, key: &'static str) -> Option<&'d Value<'t>> {
+    /// Whether there is a value under `key`, of whatever type.
+    pub fn has(&mut self, key: &'static str) -> bool {
+        !self.values(key).is_empty()
+    }
+
+    /// The values under `key`, of whatever type: one for each file that has one.
+    fn values(&mut self, key: &'static str) -> Vec<Value<'d, 't>> {
         self.known.push(key);
         self.document.asked.borrow_mut().push(self.full(key));
-        self.table?.get(key)
+        let value =
+            |(file, table): &(usize, &'d DeTable<'t>)| Some(Value { file: *file, spanned: table.get(key)? });
+        self.tables.iter().filter_map(value).collect()
+    }
+
+    /// The value under `key`, which two files must not both have.
+    fn value(&mut self, key: &'static str) -> Option<Value<'d, 't>> {
+        let values = self.values(key);
+        let (first, others) = values.split_first()?;
+        let set = self.document.at(*first);
+        for other in others {
+            let at = self.document.at(*other);
+            let what = format!("{} is set already, {}", self.full(key), self.document.place(set, at));
+            self.document.note_at(at, what, None);
+        }
+        Some(*first)
     }
 
     /// A string.
@@ -233,10 +307,10 @@ impl<'d, 't> Section<'d, 't> {
     pub fn boolean(&mut self, key: &'static str) -> Option<Located<bool>> {
         let name = self.full(key);
         let value = self.value(key)?;
-        match value.get_ref() {
+        match value.get() {
             DeValue::Boolean(boolean) => Some(self.located(value, *boolean)),
-            other => {
-                self.document.wrong_type(value, &name, "true or false", other);
+            _ => {
+                self.document.wrong_type(value, &name, "true or false");
                 None
             }
         }
@@ -244,20 +318,27 @@ impl<'d, 't> Section<'d, 't> {
 
     /// A whole number in `range`.
     pub fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<Located<u64>> {
-        let name = self.full(key);
         let value = self.value(key)?;
-        let number = match value.get_ref() {
-            DeValue::Integer(integer) => u64::from_str_radix(integer.as_str(), integer.radix()).ok(),
-            other => {
-                self.document.wrong_type(value, &name, "a whole number", other);
-                return None;
-            }
+        self.number_of(key, value, &range)
+    }
+
+    fn number_of(
+        &self,
+        key: &str,
+        value: Value<'d, 't>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<Located<u64>> {
+        let name = self.full(key);
+        let DeValue::Integer(integer) = value.get() else {
+            self.document.wrong_type(value, &name, "a whole number");
+            return None;
         };
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
         match number.filter(|number| range.contains(number)) {
             Some(number) => Some(self.located(value, number)),
             None => {
                 let what = format!("{name} must be {} to {}", range.start(), range.end());
-                self.document.note(value.span(), what, None);
+                self.document.note(value, what, None);
                 None
             }
         }
@@ -265,18 +346,16 @@ impl<'d, 't> Section<'d, 't> {
 
     /// A size in bytes, written as a whole number or as `"64 GiB"`; at least 1.
     pub fn size_bytes(&mut self, key: &'static str) -> Option<Located<u64>> {
-        let name = self.full(key);
-        if let Some(DeValue::String(text)) = self.table.and_then(|table| table.get(key)).map(Spanned::get_ref)
-        {
-            let size = parse_size(text);
-            let value = self.value(key)?;
-            if size.is_none() {
-                let hint = Some("write a size as \"512 MiB\", \"64 GiB\", \"2 TiB\" or in bytes".to_owned());
-                self.document.note(value.span(), format!("{name}: {text:?} is not a size"), hint);
-            }
-            return Some(self.located(value, size?));
+        let value = self.value(key)?;
+        let DeValue::String(text) = value.get() else {
+            return self.number_of(key, value, &(1..=u64::MAX));
+        };
+        let size = parse_size(text);
+        if size.is_none() {
+            let hint = Some("write a size as \"512 MiB\", \"64 GiB\", \"2 TiB\" or in bytes".to_owned());
+            self.document.note(value, format!("{}: {text:?} is not a size", self.full(key)), hint);
         }
-        self.number(key, 1..=u64::MAX)
+        Some(self.located(value, size?))
     }
 
     /// One of the words in `choices`.
@@ -286,17 +365,20 @@ impl<'d, 't> Section<'d, 't> {
         self.document.word(&name, &word, choices)
     }
 
-    /// The elements of an array, of whatever type, with the position of the array.
-    pub fn array(&mut self, key: &'static str) -> Option<Located<&'d DeArray<'t>>> {
+    /// The elements of an array, of whatever type, with the position of the first file's array.
+    pub fn array(&mut self, key: &'static str) -> Option<Located<Vec<Value<'d, 't>>>> {
         let name = self.full(key);
-        let value = self.value(key)?;
-        match value.get_ref() {
-            DeValue::Array(array) => Some(self.located(value, array)),
-            other => {
-                self.document.wrong_type(value, &name, "an array", other);
-                None
+        let mut found: Option<Located<Vec<Value<'d, 't>>>> = None;
+        for value in self.values(key) {
+            let Some(elements) = self.document.elements(value, &name) else {
+                continue;
+            };
+            match &mut found {
+                Some(found) => found.value.extend(elements),
+                None => found = Some(self.located(value, elements)),
             }
         }
+        found
     }
 
     /// An array of strings, in which none may stand twice.
@@ -304,14 +386,14 @@ impl<'d, 't> Section<'d, 't> {
         let name = self.full(key);
         let array = self.array(key)?;
         let mut strings: Vec<Located<String>> = Vec::new();
-        for value in array.value.iter() {
+        for value in array.value {
             let Some(string) = self.document.string(value, &format!("an element of {name}")) else {
                 continue;
             };
             match strings.iter().find(|earlier| earlier.value == string.value) {
                 Some(earlier) => {
-                    let what =
-                        format!("{:?} stands in {name} already, line {}", string.value, earlier.at.line);
+                    let place = self.document.place(earlier.at, string.at);
+                    let what = format!("{:?} stands in {name} already, {place}", string.value);
                     self.document.note_at(string.at, what, None);
                 }
                 None => strings.push(string),
@@ -320,91 +402,104 @@ impl<'d, 't> Section<'d, 't> {
         Some(Located { value: strings, at: array.at })
     }
 
-    /// The entries of a table whose names are the site's choice, in the order of the file; positions are those of the
-    /// names.
-    pub fn entries(&mut self, key: &'static str) -> Vec<(Located<String>, &'d Value<'t>)> {
+    /// The entries of a table whose names are the site's choice, in the order of the files; positions are those of the
+    /// names. Two files may have one name.
+    fn entries(&mut self, key: &'static str) -> Vec<(Located<String>, Value<'d, 't>)> {
         let name = self.full(key);
-        let Some(value) = self.value(key) else {
-            return Vec::new();
-        };
-        let DeValue::Table(table) = value.get_ref() else {
-            self.document.wrong_type(value, &name, "a table", value.get_ref());
-            return Vec::new();
-        };
-        let located = |key: &Spanned<_>| self.document.position(key.span().start);
-        let mut entries: Vec<(Located<String>, &'d Value<'t>)> = table
-            .iter()
-            .map(|(key, value)| (Located { value: key.get_ref().to_string(), at: located(key) }, value))
-            .collect();
+        let mut entries = Vec::new();
+        for value in self.values(key) {
+            let DeValue::Table(table) = value.get() else {
+                self.document.wrong_type(value, &name, "a table");
+                continue;
+            };
+            for (key, spanned) in table.iter() {
+                let at = self.document.position(value.file, key.span().start);
+                let name = Located { value: key.get_ref().to_string(), at };
+                entries.push((name, Value { file: value.file, spanned }));
+            }
+        }
         entries.sort_by_key(|(name, _)| name.at);
         entries
     }
 
-    /// A table of strings, `NAME = "value"`.
+    /// A table of strings, `NAME = "value"`, in which no name may stand twice.
     pub fn string_table(&mut self, key: &'static str) -> Vec<(Located<String>, String)> {
         let name = self.full(key);
-        let mut pairs = Vec::new();
+        let mut pairs: Vec<(Located<String>, String)> = Vec::new();
         for (key, value) in self.entries(key) {
-            if let Some(text) = self.document.string(value, &format!("{name}.{}", key.value)) {
-                pairs.push((key, text.value));
+            let name = format!("{name}.{}", key.value);
+            let Some(text) = self.document.string(value, &name) else {
+                continue;
+            };
+            match pairs.iter().find(|(earlier, _)| earlier.value == key.value) {
+                Some((earlier, _)) => {
+                    let place = self.document.place(earlier.at, key.at);
+                    self.document.note_at(key.at, format!("{name} is set already, {place}"), None);
+                }
+                None => pairs.push((key, text.value)),
             }
         }
         pairs
     }
 
-    /// A table of lists of strings, `NAME = ["value"]`.
+    /// A table of lists of strings, `NAME = ["value"]`; lists of one name add up.
     pub fn lists_table(&mut self, key: &'static str) -> Vec<(Located<String>, Vec<Located<String>>)> {
         let name = self.full(key);
-        let mut pairs = Vec::new();
+        let mut pairs: Vec<(Located<String>, Vec<Located<String>>)> = Vec::new();
         for (key, value) in self.entries(key) {
             let name = format!("{name}.{}", key.value);
-            let DeValue::Array(array) = value.get_ref() else {
-                self.document.wrong_type(value, &name, "an array", value.get_ref());
+            let Some(elements) = self.document.elements(value, &name) else {
                 continue;
             };
             let element = format!("an element of {name}");
-            let strings = array.iter().filter_map(|value| self.document.string(value, &element));
-            pairs.push((key, strings.collect()));
+            let strings = elements.into_iter().filter_map(|value| self.document.string(value, &element));
+            match pairs.iter_mut().find(|(earlier, _)| earlier.value == key.value) {
+                Some((_, list)) => list.extend(strings),
+                None => pairs.push((key, strings.collect())),
+            }
         }
         pairs
     }
 
-    /// A table of sections whose names are the site's choice: `[modules.NAME]`.
+    /// A table of sections whose names are the site's choice: `[modules.NAME]`. Sections of one name add up.
     pub fn named_sections(&mut self, key: &'static str) -> Vec<(Located<String>, Section<'d, 't>)> {
         let name = self.full(key);
-        let mut sections = Vec::new();
+        let mut groups: Vec<(Located<String>, Vec<Value<'d, 't>>)> = Vec::new();
         for (key, value) in self.entries(key) {
-            let name = format!("{name}.{}", key.value);
-            match Section::inline(self.document, &name, value) {
-                Some(section) => sections.push((key, section)),
-                None => self.document.wrong_type(value, &name, "a table", value.get_ref()),
+            match groups.iter_mut().find(|(earlier, _)| earlier.value == key.value) {
+                Some((_, values)) => values.push(value),
+                None => groups.push((key, vec![value])),
             }
         }
-        sections
+        let section = |(key, values): (Located<String>, Vec<Value<'d, 't>>)| {
+            let section = self.document.section_of(format!("{name}.{}", key.value), values);
+            (key, section)
+        };
+        groups.into_iter().map(section).collect()
     }
 
     /// Notes every key that was never asked for.
     pub fn finish(self) {
-        let Some(table) = self.table else {
-            return;
-        };
-        for (key, _) in table.iter() {
-            let word: &str = key.get_ref();
-            if self.known.contains(&word) {
-                continue;
+        for (file, table) in &self.tables {
+            for (key, _) in table.iter() {
+                let word: &str = key.get_ref();
+                if self.known.contains(&word) {
+                    continue;
+                }
+                let what = if self.name.is_empty() {
+                    format!("unknown section [{word}]")
+                } else {
+                    format!("unknown key {word:?} in {}", bracketed(&self.name))
+                };
+                let hint = did_you_mean(word, &self.known).or_else(|| Some(valid_keys(&self.known)));
+                let at = self.document.position(*file, key.span().start);
+                self.document.note_at(at, what, hint);
             }
-            let what = if self.name.is_empty() {
-                format!("unknown section [{word}]")
-            } else {
-                format!("unknown key {word:?} in {}", bracketed(&self.name))
-            };
-            let hint = did_you_mean(word, &self.known).or_else(|| Some(valid_keys(&self.known)));
-            self.document.note(key.span(), what, hint);
         }
     }
 
-    fn located<T>(&self, value: &Value<'t>, inner: T) -> Located<T> {
-        Located { value: inner, at: self.document.position(value.span().start) }
+    fn located<T>(&self, value: Value<'_, 't>, inner: T) -> Located<T> {
+        Located { value: inner, at: self.document.at(value) }
     }
 
     /// `section.key`, as messages name a key.
@@ -534,9 +629,10 @@ mod tests {
 
     #[test]
     fn positions_count_lines_and_characters() {
-        let document = Document::parse("a = 1\n# \u{e9}\u{e9}\nb = 2\n");
+        let text = [(String::new(), "a = 1\n# \u{e9}\u{e9}\nb = 2\n")];
+        let document = Document::parse(&text);
         for (offset, line, column) in [(0, 1, 1), (4, 1, 5), (6, 2, 1), (10, 2, 4), (13, 3, 1), (999, 4, 1)] {
-            assert_eq!(document.position(offset), Position { line, column }, "{offset}");
+            assert_eq!(document.position(0, offset), Position { file: 0, line, column }, "{offset}");
         }
     }
 

@@ -18,7 +18,7 @@ use super::rules::{
 /// Every key that a policy may have, as `section.key`: the list that the documentation is checked against. `NAME` stands
 /// for the names that a site gives.
 pub fn keys() -> Vec<String> {
-    let document = Document::parse("");
+    let document = Document::parse(&[]);
     let _ = read_rules(&document);
     // Its names are the site's choice.
     let _ = modules::read_module(document.absent("modules.NAME"), Located::default());
@@ -110,13 +110,17 @@ fn read_premounted(mut section: Section<'_, '_>) -> Premounts {
     let directory = section.string("directory").filter(|text| is_digest_directory(document, text));
     section.finish();
     let mut rules: Vec<Premounted> = Vec::new();
-    for value in trees.iter().flat_map(|array| array.value.iter()) {
+    for value in trees.into_iter().flat_map(|array| array.value) {
         let Some(rule) = read_tree(document, value) else {
             continue;
         };
         match rules.iter().find(|earlier| earlier.image == rule.image) {
             Some(earlier) => {
-                let what = format!("{} has a tree already, line {}", rule.image.display(), earlier.at.line);
+                let what = format!(
+                    "{} has a tree already, {}",
+                    rule.image.display(),
+                    document.place(earlier.at, rule.at)
+                );
                 document.note_at(rule.at, what, None);
             }
             None => rules.push(rule),
@@ -139,16 +143,16 @@ fn is_digest_directory(document: &Document<'_>, text: &Located<String>) -> bool 
     true
 }
 
-fn read_tree<'t>(document: &Document<'t>, value: &Value<'t>) -> Option<Premounted> {
+fn read_tree<'t>(document: &Document<'t>, value: Value<'_, 't>) -> Option<Premounted> {
     let name = "a tree in premounted.trees";
-    let at = document.position(value.span().start);
+    let at = document.at(value);
     let Some(mut table) = Section::inline(document, name, value) else {
         document.note_at(at, format!("{name} wants a table {{ image, directory }}"), None);
         return None;
     };
     let (image, directory) = (table.string("image"), table.string("directory"));
     for key in ["image", "directory"] {
-        if table.value(key).is_none() {
+        if !table.has(key) {
             document.note_at(at, format!("{name} without its {key}"), None);
         }
     }

@@ -68,7 +68,7 @@ fn subject(args: &Doctor, host: &Host) -> Subject {
 /// The site's policy as every launch reads it.
 fn policy() -> (PolicyOutcome, Option<Policy>) {
     match site::policy() {
-        Ok(policy) if policy.file() == Path::new(POLICY_PATH) => (PolicyOutcome::Valid, Some(policy)),
+        Ok(policy) if !policy.files().is_empty() => (PolicyOutcome::Valid, Some(policy)),
         Ok(policy) => (PolicyOutcome::Absent, Some(policy)),
         Err(failure) => (PolicyOutcome::Broken(failure.message().to_owned(), failure.hints().to_vec()), None),
     }

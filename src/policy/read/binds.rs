@@ -28,7 +28,8 @@ fn note_same_destinations<'r>(document: &Document<'_>, rules: impl Iterator<Item
             rule.destination.as_ref().unwrap_or(&rule.source).as_written().trim_end_matches('/');
         match seen.iter().find(|(earlier, _)| *earlier == destination) {
             Some((_, at)) => {
-                let what = format!("{destination} is a destination already, line {}", at.line);
+                let what =
+                    format!("{destination} is a destination already, {}", document.place(*at, rule.at));
                 document.note_at(rule.at, what, None);
             }
             None => seen.push((destination, rule.at)),
@@ -46,19 +47,24 @@ pub(super) fn read_bind_list(
     let Some(array) = section.array(key) else {
         return Vec::new();
     };
-    array.value.iter().filter_map(|value| read_bind(document, &name, value, optional)).collect()
+    array.value.into_iter().filter_map(|value| read_bind(document, &name, value, optional)).collect()
 }
 
 /// An element of a list of binds: `"SRC[:DST[:ro|rw]]"` or a table.
-fn read_bind<'t>(document: &Document<'t>, list: &str, value: &Value<'t>, optional: bool) -> Option<BindRule> {
-    let at = document.position(value.span().start);
+fn read_bind<'t>(
+    document: &Document<'t>,
+    list: &str,
+    value: Value<'_, 't>,
+    optional: bool,
+) -> Option<BindRule> {
+    let at = document.at(value);
     let name = format!("a bind in {list}");
     let Some(mut table) = Section::inline(document, &name, value) else {
         let text = document.string(value, &format!("an element of {list}"))?;
         return read_short_bind(document, &text, optional);
     };
     let source = table.string("source");
-    if source.is_none() && table.value("source").is_none() {
+    if source.is_none() && !table.has("source") {
         document.note_at(at, format!("{name} without its source"), None);
     }
     let destination = table.string("destination");

@@ -33,7 +33,11 @@ pub(super) fn read_module_env(mut section: Section<'_, '_>) -> EnvRules {
 fn note_contradictions(document: &Document<'_>, rules: &EnvRules) {
     for rule in rules.set.iter().chain(&rules.prepend) {
         if let Some(unset) = rules.unset.iter().find(|unset| unset.pattern.matches(rule.name.as_bytes())) {
-            let what = format!("{} is given a value here and unset at line {}", rule.name, unset.at.line);
+            let what = format!(
+                "{} is given a value here and unset at {}",
+                rule.name,
+                document.place(unset.at, rule.at)
+            );
             document.note_at(rule.at, what, None);
         }
     }

@@ -32,7 +32,8 @@ fn note_denied_and_allowed(document: &Document<'_>, images: &Images) {
     for rule in images.registries.iter().flat_map(|listed| &listed.rules) {
         let same = |denied: &&RegistryRule| denied.host == rule.host && denied.repository == rule.repository;
         if let Some(denied) = images.deny_registries.iter().find(same) {
-            let what = format!("{} is allowed here and denied at line {}", rule.host, denied.at.line);
+            let what =
+                format!("{} is allowed here and denied at {}", rule.host, document.place(denied.at, rule.at));
             document.note_at(rule.at, what, None);
         }
     }
@@ -42,8 +43,8 @@ fn read_owners(section: &mut Section<'_, '_>) -> Option<Listed<Located<Owner>>> 
     let document = section.document();
     let list = section.array("owners")?;
     let mut rules: Vec<Located<Owner>> = Vec::new();
-    for value in list.value.iter() {
-        let at = document.position(value.span().start);
+    for value in list.value {
+        let at = document.at(value);
         let Some(owner) = owner(value) else {
             let hint = Some("write \"root\", \"self\", a user's name or a user's number".to_owned());
             document.note_at(at, "an element of images.owners is no user", hint);
@@ -51,7 +52,8 @@ fn read_owners(section: &mut Section<'_, '_>) -> Option<Listed<Located<Owner>>> 
         };
         match rules.iter().find(|earlier| earlier.value == owner) {
             Some(earlier) => {
-                let what = format!("this owner stands in images.owners already, line {}", earlier.at.line);
+                let what =
+                    format!("this owner stands in images.owners already, {}", document.place(earlier.at, at));
                 document.note_at(at, what, None);
             }
             None => rules.push(Located { value: owner, at }),
@@ -60,8 +62,8 @@ fn read_owners(section: &mut Section<'_, '_>) -> Option<Listed<Located<Owner>>> 
     Some(Listed { rules, at: list.at })
 }
 
-fn owner(value: &Value<'_>) -> Option<Owner> {
-    match value.get_ref() {
+fn owner(value: Value<'_, '_>) -> Option<Owner> {
+    match value.get() {
         DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok().map(Owner::Uid),
         DeValue::String(text) => match text.as_ref() {
             "root" => Some(Owner::Root),
