@@ -19,4 +19,5 @@ pub mod launch;
 pub mod mount;
 pub mod policy;
 pub mod squashfs;
+pub mod store;
 pub mod sys;

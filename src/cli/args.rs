@@ -7,8 +7,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cli::convert_args::{Convert, Login, Logout, Pull};
 use crate::cli::doctor::Doctor;
+use crate::cli::gc::Gc;
+use crate::cli::history::History;
+use crate::cli::images::Images;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launches::Report;
+use crate::cli::rm::Rm;
+use crate::cli::sync::Sync;
+use crate::cli::tag::Tag;
 
 /// Turn a Docker/OCI image into one squashfs file and run HPC jobs from it.
 #[derive(Debug, Parser)]
@@ -42,11 +48,27 @@ pub(crate) enum Verb {
     /// oci:DIR[:REF], docker-daemon:NAME, tar:FILE or dir:DIR (a root file system), sif:FILE or squashfs:FILE.
     /// FILE may be - for standard input. Nothing is unpacked; DEST appears when it is complete.
     Convert(Convert),
-    /// Fetch an image from a registry into one image file
+    /// Fetch an image from a registry into the store, or into one image file
     ///
-    /// The same as 'convert docker://REFERENCE DEST', except that a name without registry may be a short name of
-    /// registries.conf.
+    /// Without DEST the image is kept in your store, or for root in the site's, and 'hpcrun exec REFERENCE' finds it
+    /// there. With DEST it is the same as 'convert docker://REFERENCE DEST'. A name without registry may be a short name
+    /// of the site or of registries.conf.
     Pull(Pull),
+    /// List the images of your store and of the site's
+    Images(Images),
+    /// Give an image of the store one more name
+    Tag(Tag),
+    /// Show which images a name meant, and when; or how an image was built
+    History(History),
+    /// Take names from a store; images that nothing names go with 'hpcrun gc'
+    Rm(Rm),
+    /// Remove from a store what nothing names, and what interrupted pulls left
+    Gc(Gc),
+    /// Have a store hold the images of a list
+    ///
+    /// One line an image on standard output. What fails does not keep the rest from being done. Exit status: 0 if all is
+    /// as the list says.
+    Sync(Sync),
     /// Log in to a registry
     ///
     /// Asks for the password, has the registry check it, and keeps it where podman does: in --authfile or
@@ -113,7 +135,7 @@ pub(crate) enum Verb {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// Image file, or a SIF
+    /// Image file, SIF, or name of an image
     pub(crate) image: PathBuf,
     /// What to write
     #[arg(long, value_enum, default_value_t = ExportFormat::Tar)]
@@ -166,7 +188,7 @@ pub(crate) enum ExportCompression {
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) options: LaunchOptions,
-    /// Image file, then the command with its arguments
+    /// Image file or name of an image, then the command with its arguments
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub(crate) words: Vec<OsString>,
 }
@@ -180,7 +202,7 @@ pub(crate) struct Run {
     /// Run this program instead of the image's entrypoint and command
     #[arg(long, value_name = "COMMAND")]
     pub(crate) entrypoint: Option<OsString>,
-    /// Image file, then arguments that replace the image's command
+    /// Image file or name of an image, then arguments that replace the image's command
     #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "ARG"])]
     pub(crate) words: Vec<OsString>,
 }
@@ -193,7 +215,7 @@ pub(crate) struct Shell {
     /// Program of the image to open [default: the first it has of $SHELL, /bin/bash, /bin/sh]
     #[arg(long, value_name = "PATH")]
     pub(crate) shell: Option<PathBuf>,
-    /// Image file
+    /// Image file or name of an image
     pub(crate) image: PathBuf,
 }
 
@@ -235,7 +257,7 @@ pub(crate) struct Trace {
     /// Forget what was recorded before
     #[arg(long)]
     pub(crate) fresh: bool,
-    /// Image file, then the command with its arguments
+    /// Image file or name of an image, then the command with its arguments
     #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub(crate) words: Vec<OsString>,
 }
@@ -246,7 +268,7 @@ pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Image file
+    /// Image file or name of an image
     pub(crate) image: PathBuf,
 }
 
@@ -256,7 +278,7 @@ pub(crate) struct Verify {
     /// Reading threads [default: the CPUs this process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
-    /// Image file
+    /// Image file or name of an image
     pub(crate) image: PathBuf,
 }
 

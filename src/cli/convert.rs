@@ -1,4 +1,4 @@
-//! `hpcrun convert` and `hpcrun pull`: from what was typed to one call of the pipeline, and a closing line.
+//! `hpcrun convert`: from what was typed to one call of the pipeline, and a closing line.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,15 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cli::convert_args::{Compressor, Convert, ConvertOptions, Pull};
+use crate::cli::convert_args::{Compressor, Convert, ConvertOptions};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};
-use crate::convert::source::registry::{RegistriesConf, RegistryOptions, short_names};
-use crate::convert::source::{self, Ownership, SourceImage, SourceOptions};
-use crate::convert::{self, Described, Destination, Extras, LayerCache, Progress, Summary};
+use crate::convert::source::registry::{RegistriesConf, RegistryOptions};
+use crate::convert::source::{self, Ownership, Source, SourceImage, SourceOptions};
+use crate::convert::{
+    self, ConvertError, Described, Destination, Extras, LayerCache, Order, Progress, Summary,
+};
+use crate::host::step::ParallelStep;
+use crate::image::digest::Digest;
 use crate::image::platform::Platform;
-use crate::image::reference::{Reference, SourceReference};
+use crate::image::reference::SourceReference;
 use crate::image::trailer::{Conversion, LayerProvenance, Provenance, SectionKind, Trailer};
 use crate::policy::rules::ConvertLimits;
 use crate::policy::{Policy, Refusal};
@@ -32,44 +36,16 @@ pub(crate) fn convert(args: &Convert, quiet: bool) -> Result<u8, Failure> {
         SourceReference::Registry(_) => registries_conf::read()?,
         _ => RegistriesConf::default(),
     };
-    run(&reference, registries, &args.dest, &args.options, quiet)
+    into_file(&reference, registries, &args.dest, &args.options, quiet)
 }
 
-/// Runs `hpcrun pull REFERENCE [DEST]`.
-pub(crate) fn pull(args: &Pull, quiet: bool) -> Result<u8, Failure> {
-    let registries = registries_conf::read()?;
-    let reference = parse_pulled(&args.reference, &registries)?;
-    let dest = args.dest.clone().unwrap_or_else(|| default_dest(&reference));
-    run(&SourceReference::Registry(reference), registries, &dest, &args.options, quiet)
-}
-
-/// `docker://NAME` means what it means everywhere; `NAME` alone may be a short name of `registries.conf`.
-fn parse_pulled(typed: &OsStr, registries: &RegistriesConf) -> Result<Reference, Failure> {
-    if typed.as_bytes().starts_with(b"docker://") {
-        return match parse_source(typed)? {
-            SourceReference::Registry(reference) => Ok(reference),
-            _ => Err(Failure::plain("pull takes a registry reference")),
-        };
-    }
-    let name = typed.to_str().ok_or_else(|| Failure::plain(format!("{typed:?} is not UTF-8")))?;
-    let (reference, at) = short_names::resolve(name, registries).map_err(|error| Failure::new(&error))?;
-    if let Some(at) = at {
-        log::info!("{name} is {reference} ({at})");
-    }
-    Ok(reference)
-}
-
-fn parse_source(typed: &OsStr) -> Result<SourceReference, Failure> {
+/// `docker://NAME` means what it means everywhere, as do archives and layouts.
+pub(crate) fn parse_source(typed: &OsStr) -> Result<SourceReference, Failure> {
     SourceReference::parse(typed, &|path| path.exists()).map_err(|error| Failure::new(&error))
 }
 
-/// The last component of the repository's name, `app.sqsh` for `registry.site/group/app:1`.
-fn default_dest(reference: &Reference) -> PathBuf {
-    let name = reference.repository().rsplit('/').next().unwrap_or("image");
-    PathBuf::from(format!("{name}.sqsh"))
-}
-
-fn run(
+/// Converts into one file and says so.
+pub(crate) fn into_file(
     reference: &SourceReference,
     registries: RegistriesConf,
     dest: &Path,
@@ -77,46 +53,112 @@ fn run(
     quiet: bool,
 ) -> Result<u8, Failure> {
     let begun = Instant::now();
-    // Without it the limit would kill us without a word; so a failure to ignore it is worth none.
-    let _ = signal::ignore_file_size_signal();
     let policy = site::policy()?;
-    check_registry(reference, &policy)?;
-    let chosen = pipeline_options(options, &policy.rules().convert)?;
     let destination = Destination { path: dest.to_owned(), force: options.force };
     destination.check().map_err(|error| Failure::new(&error))?;
-    let order = layer_cache::order(options)?;
-    let cache = layer_cache::open(options, &policy);
-    let source = source::open(
-        reference,
-        &source_options(options, reference, registries, dest, &policy, cache.as_ref())?,
-    )
-    .map_err(|error| Failure::new(&error))?;
-    let progress = Arc::new(Progress::new(source.image()));
-    let display = Display::start(&progress, quiet);
-    let trailer = |squashfs: &writer::Summary, described: Described| {
-        trailer(source.image(), &chosen, described).encode(squashfs.bytes_used)
-    };
-    let extras = Extras { cache: cache.as_ref(), order: order.as_ref() };
-    let converted = convert::convert_described(extras, &*source, &destination, &chosen, &progress, trailer);
-    drop(display);
-    let summary = converted.map_err(|error| limits::failure(&error, &policy))?;
-    warn_of_losses(&summary);
-    if let (Some(path), unknown @ 1..) = (&options.order, summary.unknown_paths) {
-        log::warn!("{unknown} of the paths in {} are no regular file of the image", path.display());
-    }
+    let scratch = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let opened = Opened::open(reference, registries, scratch, options, &policy)?;
+    let summary = opened.write(&destination, quiet).map_err(|error| limits::failure(&error, &policy))?;
     if !quiet {
-        let line = closing_line(dest, source.image(), &summary, begun);
+        let line = closing_line(&dest.display().to_string(), opened.image(), &summary, begun);
         crate::cli::output::message(&line);
     }
     Ok(0)
 }
 
+/// A source whose image is resolved, and what it is to be converted by.
+pub(crate) struct Opened {
+    source: Box<dyn Source>,
+    chosen: convert::ConvertOptions,
+    order: Option<Order>,
+    order_file: Option<PathBuf>,
+    cache: Option<LayerCache>,
+}
+
+impl Opened {
+    /// Resolves `reference` within the site's rules. No layer is fetched yet.
+    pub(crate) fn open(
+        reference: &SourceReference,
+        registries: RegistriesConf,
+        scratch: &Path,
+        options: &ConvertOptions,
+        policy: &Policy,
+    ) -> Result<Opened, Failure> {
+        // Without it the limit would kill us without a word; so a failure to ignore it is worth none.
+        let _ = signal::ignore_file_size_signal();
+        check_registry(reference, policy)?;
+        let chosen = pipeline_options(options, &policy.rules().convert)?;
+        let order = layer_cache::order(options)?;
+        let cache = layer_cache::open(options, policy);
+        let source_options = source_options(options, reference, registries, scratch, policy, cache.as_ref())?;
+        let source = source::open(reference, &source_options).map_err(|error| Failure::new(&error))?;
+        Ok(Opened { source, chosen, order, order_file: options.order.clone(), cache })
+    }
+
+    /// The resolved image.
+    pub(crate) fn image(&self) -> &SourceImage {
+        self.source.image()
+    }
+
+    /// All that decides what the image file of a manifest looks like, in words.
+    pub(crate) fn parameters(&self) -> Result<String, Failure> {
+        let order = match &self.order_file {
+            Some(path) => {
+                let text = std::fs::read(path)
+                    .map_err(|error| Failure::plain(format!("cannot read {}: {error}", path.display())))?;
+                Digest::of(&text).to_string()
+            }
+            None => "as it comes".to_owned(),
+        };
+        let convert::ConvertOptions { compression, block_size, .. } = self.chosen;
+        Ok(format!("{compression:?}, blocks of {block_size}, order {order}"))
+    }
+
+    /// Fetches and converts the image.
+    pub(crate) fn write(&self, destination: &Destination, quiet: bool) -> Result<Summary, ConvertError> {
+        let source = &*self.source;
+        let progress = Arc::new(Progress::new(source.image()));
+        let display = Display::start(&progress, quiet);
+        let trailer = |squashfs: &writer::Summary, described: Described| {
+            trailer(source.image(), &self.chosen, described).encode(squashfs.bytes_used)
+        };
+        let extras = Extras { cache: self.cache.as_ref(), order: self.order.as_ref() };
+        let converted =
+            convert::convert_described(extras, source, destination, &self.chosen, &progress, trailer);
+        drop(display);
+        let summary = converted?;
+        warn_of_losses(&summary);
+        if let (Some(path), unknown @ 1..) = (&self.order_file, summary.unknown_paths) {
+            log::warn!("{unknown} of the paths in {} are no regular file of the image", path.display());
+        }
+        Ok(summary)
+    }
+}
+
 fn check_registry(reference: &SourceReference, policy: &Policy) -> Result<(), Failure> {
     let SourceReference::Registry(name) = reference else { return Ok(()) };
+    refuse_in_step(policy)?;
     match policy.registry(name.registry(), name.repository()) {
         Ok(_) => Ok(()),
         Err(refusal) => Err(Failure::new(&refusal).with_status(STATUS_REFUSED)),
     }
+}
+
+/// A thousand ranks that pull are an attack on the registry, and on the site's name there.
+fn refuse_in_step(policy: &Policy) -> Result<(), Failure> {
+    let allowed = policy.rules().store.allow_pull_in_jobs.as_ref();
+    let environment: Vec<_> = std::env::vars_os().collect();
+    let Some(step) = ParallelStep::from_environment(&environment) else { return Ok(()) };
+    if allowed.is_some_and(|allowed| allowed.value) {
+        return Ok(());
+    }
+    let ranks = step.ranks.map_or_else(|| "several".to_owned(), |ranks| ranks.to_string());
+    let rule = allowed.map(|allowed| format!(" ({})", policy.rule(allowed.at, "[store] allow_pull_in_jobs")));
+    let what = format!("not pulling in each of {ranks} ranks of a job step{}", rule.unwrap_or_default());
+    Err(Failure::plain(what)
+        .with_status(STATUS_REFUSED)
+        .hint("pull once, before the step: on a login node or in the batch script, without srun or mpirun")
+        .hint("then start the ranks with the image's name: srun hpcrun exec NAME COMMAND"))
 }
 
 /// Whether foreign layers are taken: the site's word, or else the user's.
@@ -167,7 +209,7 @@ fn source_options(
     options: &ConvertOptions,
     reference: &SourceReference,
     registries: RegistriesConf,
-    dest: &Path,
+    scratch: &Path,
     policy: &Policy,
     cache: Option<&LayerCache>,
 ) -> Result<SourceOptions, Failure> {
@@ -178,7 +220,6 @@ fn source_options(
     if options.owner.is_some() && !matches!(reference, SourceReference::Directory(_)) {
         return Err(Failure::plain("--owner is for dir: only; other sources say who owns what"));
     }
-    let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let allow_foreign = allow_foreign(options, policy)?;
     let registry = match reference {
         SourceReference::Registry(name) => RegistryOptions {
@@ -193,7 +234,7 @@ fn source_options(
         registry,
         allow_foreign,
         input: standard_input(),
-        scratch: parent.to_owned(),
+        scratch: scratch.to_owned(),
         docker_socket: docker_socket(reference)?,
         ownership: options.owner.map_or(Ownership::Kept, |(uid, gid)| Ownership::Of { uid, gid }),
     })
@@ -281,15 +322,15 @@ fn warn_of_losses(summary: &Summary) {
     }
 }
 
-fn closing_line(dest: &Path, image: &SourceImage, summary: &Summary, begun: Instant) -> String {
+/// `app.sqsh: 1.2 GiB from ...`
+pub(crate) fn closing_line(dest: &str, image: &SourceImage, summary: &Summary, begun: Instant) -> String {
     let layers = image.layers.len();
     let cached = match summary.cached_layers {
         0 => String::new(),
         cached => format!(" ({cached} cached)"),
     };
     format!(
-        "{}: {} from {} in {layers} layer{}{cached}, {} inodes, in {}",
-        dest.display(),
+        "{dest}: {} from {} in {layers} layer{}{cached}, {} inodes, in {}",
         size::bytes(summary.file_size),
         size::bytes(summary.squashfs.data_bytes_in),
         if layers == 1 { "" } else { "s" },
@@ -314,12 +355,5 @@ mod tests {
         assert_eq!(levels(Compressor::Xz, Some(10)), None);
         assert_eq!(levels(Compressor::Lz4, None), Some(Compression::Lz4));
         assert_eq!(levels(Compressor::Lz4, Some(1)), None);
-    }
-
-    #[test]
-    fn pull_names_the_file_after_the_repository() {
-        for (reference, dest) in [("debian", "debian.sqsh"), ("localhost:5000/a/b/app:1", "app.sqsh")] {
-            assert_eq!(default_dest(&Reference::parse(reference).expect("valid")), Path::new(dest));
-        }
     }
 }

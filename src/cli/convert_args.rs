@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::cli::stores::StoreChoice;
+
 /// Arguments of `convert`.
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
@@ -21,16 +23,18 @@ pub(crate) struct Convert {
 pub(crate) struct Pull {
     /// Image to fetch: [docker://][HOST[:PORT]/]NAME[:TAG][@DIGEST]
     pub(crate) reference: OsString,
-    /// Image file to write [default: NAME.sqsh in the current directory]
+    /// Image file to write [default: the store, where 'hpcrun exec NAME' finds it]
     pub(crate) dest: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreChoice,
     #[command(flatten)]
     pub(crate) options: ConvertOptions,
 }
 
-/// Options shared by `convert` and `pull`.
-#[derive(Debug, Args)]
+/// Options shared by `convert`, `pull` and `sync`.
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ConvertOptions {
-    /// Replace DEST if it exists
+    /// Replace the image file if it exists
     #[arg(short, long)]
     pub(crate) force: bool,
     /// Compression threads [default: the CPUs this process may use]
@@ -71,7 +75,7 @@ pub(crate) struct ConvertOptions {
 }
 
 /// How a registry is spoken to; shared by all verbs that do.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RegistryArgs {
     /// File with registry credentials, in the format of docker's config.json and podman's auth.json
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE", hide_env = true)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::cli::args::{Export, ExportCompression, ExportFormat};
 use crate::cli::image_file::ImageFile;
 use crate::cli::report::Failure;
+use crate::cli::{image_word, site};
 use crate::convert::export::{self, ExportError, ExportOptions, Losses, Packing};
 use crate::convert::{ConvertOptions, Destination};
 use crate::image::reference::{Reference, STANDARD_INPUT as STANDARD_OUTPUT};
@@ -30,7 +31,7 @@ pub(crate) fn run(args: &Export) -> Result<u8, Failure> {
     if let (Some(destination), true) = (&destination, to_file) {
         destination.check().map_err(|error| Failure::new(&error))?;
     }
-    let image = ImageFile::open(&args.image)?;
+    let image = ImageFile::open(&image_word::locate(&args.image, &site::policy()?)?)?;
     let name = name(args, &image)?;
     let ImageFile { filesystem, config, .. } = image;
     let filesystem = Arc::new(filesystem);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::args::Inspect;
 use crate::cli::image_file::{ImageFile, Signed};
 use crate::cli::report::{Failure, chain};
-use crate::cli::{output, profile, size};
+use crate::cli::{image_word, output, profile, site, size};
 use crate::image::chunks::Header;
 use crate::image::digest::to_hex;
 use crate::image::profile::Profile;
@@ -16,7 +16,7 @@ use crate::squashfs::format::Codec;
 
 /// Prints the facts of one image file.
 pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
-    let image = ImageFile::open(&args.image)?;
+    let image = ImageFile::open(&image_word::locate(&args.image, &site::policy()?)?)?;
     let provenance = image.provenance()?;
     let root = root(&image)?;
     let text = match args.json {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
 use crate::cli::image_file::ImageFile;
+use crate::cli::image_word;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launch_env::Ambient;
 use crate::cli::launch_log::LaunchLog;
@@ -130,12 +131,13 @@ fn launch(
     complete(&mut request, &Ambient(&environment));
     let host = probe::probe_for_launch(environment).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
+    let image = image_word::locate_for_launch(image, &policy, &host.environment)?;
     let reading = Reading::new(options, &policy);
     if options.explain {
-        let (plan, _, _) = planned(&request, image, &reading, host, &policy, None)?;
+        let (plan, _, _) = planned(&request, &image, &reading, host, &policy, None)?;
         return output::data(plan.to_string().as_bytes());
     }
-    with_policy(&request, image, &reading, host, &policy).map(|never| match never {})
+    with_policy(&request, &image, &reading, host, &policy).map(|never| match never {})
 }
 
 /// Plans the launch and becomes the job.

@@ -35,7 +35,7 @@ pub(crate) fn open(options: &ConvertOptions, policy: &Policy) -> Option<LayerCac
     let path = match (asked, &site.layer_cache) {
         (Some(path), _) if path == Path::new(AUTO) => default_directory(),
         (Some(path), _) => Ok(path.to_owned()),
-        (None, Some(template)) => site_directory(template),
+        (None, Some(template)) => expand(template),
         (None, None) => return None,
     };
     let most = site.layer_cache_size.as_ref().map(|size| size.value);
@@ -49,8 +49,8 @@ pub(crate) fn open(options: &ConvertOptions, policy: &Policy) -> Option<LayerCac
     }
 }
 
-/// The site's word, with what it leaves open.
-fn site_directory(template: &Template) -> Result<PathBuf, String> {
+/// A path as the site wrote it, its variables replaced.
+pub(crate) fn expand(template: &Template) -> Result<PathBuf, String> {
     let uid = caller::effective_uid();
     let mut trusted = vec![("UID", OsString::from(uid.to_string()))];
     if let Ok(Some(entry)) = caller::user_entry(uid) {

@@ -8,7 +8,11 @@ mod convert_args;
 mod doctor;
 mod enter;
 mod export;
+mod gc;
+mod history;
 mod image_file;
+mod image_word;
+mod images;
 mod inspect;
 mod launch;
 mod launch_args;
@@ -27,12 +31,19 @@ mod policy;
 mod profile;
 mod progress;
 mod ps;
+mod pull;
 mod registries_conf;
 mod registry;
 mod report;
+mod rm;
 mod site;
 mod size;
 mod slurm_task;
+mod stores;
+mod sync;
+mod sync_list;
+mod table;
+mod tag;
 mod trace;
 mod unoffered;
 mod verify;
@@ -78,7 +89,13 @@ fn require_no_elevation() -> Result<(), Failure> {
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.verb {
         Verb::Convert(args) => convert::convert(&args, cli.quiet),
-        Verb::Pull(args) => convert::pull(&args, cli.quiet),
+        Verb::Pull(args) => pull::pull(&args, cli.quiet),
+        Verb::Images(args) => images::run(&args),
+        Verb::Tag(args) => tag::run(&args),
+        Verb::History(args) => history::run(&args),
+        Verb::Rm(args) => rm::run(&args, cli.quiet),
+        Verb::Gc(args) => gc::run(&args, cli.quiet),
+        Verb::Sync(args) => sync::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Login(args) => login::login(&args, cli.quiet),
         Verb::Logout(args) => login::logout(&args, cli.quiet),

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use crate::cli::args::Ps;
 use crate::cli::enter::user_name;
 use crate::cli::report::Failure;
-use crate::cli::{output, size};
+use crate::cli::stores::Stores;
+use crate::cli::{image_word, output, site, size};
 use crate::host::containers::Container;
 use crate::host::probe;
 use crate::sys::caller;
@@ -18,21 +19,24 @@ pub(crate) fn run(args: &Ps) -> Result<u8, Failure> {
     let uid = caller::effective_uid();
     let of_everybody = uid == 0;
     let containers = probe::containers(Some(uid).filter(|_| !of_everybody));
+    // What cannot be looked up is shown by its path.
+    let stores = site::policy().map(|policy| Stores::open(&policy)).unwrap_or_default();
     let text = if args.json {
-        let list: Vec<Value> = containers.iter().map(as_json).collect();
+        let list: Vec<Value> = containers.iter().map(|container| as_json(container, &stores)).collect();
         format!("{:#}\n", json!({ "containers": list }))
     } else {
-        table(&containers, of_everybody)
+        table(&containers, of_everybody, &stores)
     };
     output::data(text.as_bytes())
 }
 
-fn as_json(container: &Container) -> Value {
+fn as_json(container: &Container, stores: &Stores) -> Value {
     let started =
         SystemTime::now().checked_sub(container.age).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
     let oldest = container.processes.first();
     json!({
         "image": container.image.to_string_lossy(),
+        "image_names": image_word::names_of(&container.image, stores),
         "uid": container.uid,
         "user": user_name(container.uid),
         "pid": oldest.map(|process| process.pid),
@@ -58,9 +62,9 @@ fn words(command: &[OsString]) -> Vec<String> {
     command.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-fn table(containers: &[Container], with_user: bool) -> String {
+fn table(containers: &[Container], with_user: bool, stores: &Stores) -> String {
     const NAMES: [&str; 8] = ["PID", "USER", "PROCESSES", "TIME", "SERVER", "JOB", "IMAGE", "COMMAND"];
-    let rows = containers.iter().map(row);
+    let rows = containers.iter().map(|container| row(container, stores));
     let rows: Vec<[String; 8]> = std::iter::once(NAMES.map(str::to_owned)).chain(rows).collect();
     let mut columns: Vec<Vec<String>> = Vec::new();
     for (index, name) in NAMES.iter().enumerate() {
@@ -79,7 +83,9 @@ fn table(containers: &[Container], with_user: bool) -> String {
     lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
-fn row(container: &Container) -> [String; 8] {
+fn row(container: &Container, stores: &Stores) -> [String; 8] {
+    let path = || container.image.to_string_lossy().into_owned();
+    let image = image_word::names_of(&container.image, stores).into_iter().next().unwrap_or_else(path);
     let oldest = container.processes.first();
     let command = oldest.map(|process| process.command.join(std::ffi::OsStr::new(" "))).unwrap_or_default();
     let memory = container.server.map(|server| server.proportional_bytes.unwrap_or(server.resident_bytes));
@@ -92,7 +98,7 @@ fn row(container: &Container) -> [String; 8] {
         elapsed(container.age),
         memory.map_or_else(|| "-".to_owned(), size::bytes),
         cell(scope.map_or("", |scope| scope)),
-        cell(&container.image.to_string_lossy()),
+        cell(&image),
         cell(&command.to_string_lossy()),
     ]
 }
@@ -124,7 +130,10 @@ mod tests {
 
     #[test]
     fn without_containers_there_are_the_names() {
-        assert_eq!(table(&[], false), "PID  PROCESSES  TIME  SERVER  JOB  IMAGE  COMMAND\n");
-        assert!(table(&[], true).starts_with("PID  USER  "));
+        assert_eq!(
+            table(&[], false, &Stores::default()),
+            "PID  PROCESSES  TIME  SERVER  JOB  IMAGE  COMMAND\n"
+        );
+        assert!(table(&[], true, &Stores::default()).starts_with("PID  USER  "));
     }
 }

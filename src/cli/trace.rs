@@ -9,7 +9,7 @@ use crate::cli::args::Trace;
 use crate::cli::image_file::ImageFile;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::report::{Failure, chain};
-use crate::cli::{launch, output, profile, size};
+use crate::cli::{image_word, launch, output, profile, site, size};
 use crate::convert::keep;
 use crate::image::profile::{Block, Profile, ProfileError};
 use crate::image::trailer::SectionKind;
@@ -25,6 +25,7 @@ const LONG: Duration = Duration::from_secs(3600);
 pub(crate) fn run(args: Trace, quiet: bool) -> Result<u8, Failure> {
     let (image, command) = launch::split(args.words);
     refuse_idle(&args.options)?;
+    let image = image_word::locate(&image, &site::policy()?)?;
     let shelf = Shelf { image, output: args.output, fresh: args.fresh, quiet };
     shelf.check()?;
     let recorder = Recorder::new().map_err(|error| refused(&error))?;

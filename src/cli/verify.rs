@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::cli::args::Verify;
 use crate::cli::image_file::{ImageFile, ImageFileError};
 use crate::cli::report::{Failure, chain};
-use crate::cli::{output, size};
+use crate::cli::{image_word, output, site, size};
 use crate::image::chunks::{Chunk, ChunkError, Index};
 use crate::image::trailer::{Contents, ReadAt, SectionKind, TrailerError};
 use crate::squashfs::reader::ReadError;
@@ -25,8 +25,9 @@ const READ_BYTES: u64 = 4 << 20;
 pub(crate) fn run(args: &Verify, quiet: bool) -> Result<u8, Failure> {
     let begun = Instant::now();
     let shown = args.image.display();
-    let (file, contents) = open(&args.image)?;
-    let Some(place) = contents.place(SectionKind::ChunkHashes) else { return Err(no_hashes(&args.image)) };
+    let image = image_word::locate(&args.image, &site::policy()?)?;
+    let (file, contents) = open(&image)?;
+    let Some(place) = contents.place(SectionKind::ChunkHashes) else { return Err(no_hashes(&image)) };
     let damaged = |what: String| {
         let failure = Failure::plain(format!("{shown} is damaged: {what}")).with_status(STATUS_DAMAGED);
         failure.hint("copy or convert the image again")

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod features;
 pub mod launcher;
 pub mod probe;
+pub mod step;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -13,4 +13,5 @@ pub mod platform;
 pub mod profile;
 pub mod reference;
 pub mod sif;
+pub mod store;
 pub mod trailer;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, copy_file_range, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Error;
@@ -148,14 +148,24 @@ pub fn rename(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<(),
 
 /// Renames unless something has the new name (then false).
 pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<bool, Error> {
-    match uninterrupted(|| rename_noreplace(directory, from, to)) {
+    move_new(directory, from, directory, to)
+}
+
+/// Moves a file into another directory of the same file system, unless something has the name there (then false).
+pub fn move_new(
+    directory: BorrowedFd<'_>,
+    from: &OsStr,
+    other: BorrowedFd<'_>,
+    to: &OsStr,
+) -> Result<bool, Error> {
+    match uninterrupted(|| rename_noreplace(directory, from, other, to)) {
         Ok(()) => return Ok(true),
         Err(Errno::EEXIST) => return Ok(false),
         // NFS and others know no flags; link(2) is atomic there.
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
         Err(errno) => return Err(Error::new(format!("renameat2({from:?}, {to:?}, NOREPLACE)"), errno)),
     }
-    match uninterrupted(|| linkat(directory, from, directory, to, AtFlags::empty())) {
+    match uninterrupted(|| linkat(directory, from, other, to, AtFlags::empty())) {
         Ok(()) => {
             // It has its name. One too many is no reason to say otherwise.
             let _ = unlink(directory, from);
@@ -167,16 +177,44 @@ pub fn rename_new(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result
 }
 
 /// Wrapper for `renameat2(2)` with `RENAME_NOREPLACE`, by its number: the C library musl has no function for it.
-fn rename_noreplace(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> nix::Result<()> {
+fn rename_noreplace(
+    directory: BorrowedFd<'_>,
+    from: &OsStr,
+    other: BorrowedFd<'_>,
+    to: &OsStr,
+) -> nix::Result<()> {
     use nix::NixPath as _;
-    let fd = directory.as_raw_fd();
+    let (fd, other) = (directory.as_raw_fd(), other.as_raw_fd());
     let call = |from: &std::ffi::CStr, to: &std::ffi::CStr| {
         // SAFETY: the kernel reads two terminated strings.
         unsafe {
-            libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), fd, to.as_ptr(), libc::RENAME_NOREPLACE)
+            libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), other, to.as_ptr(), libc::RENAME_NOREPLACE)
         }
     };
     Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| call(from, to)))??).map(drop)
+}
+
+/// Makes a directory with `mode`, less the umask. One that exists is left as it is.
+pub fn make_directory(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<(), Error> {
+    match uninterrupted(|| mkdirat(directory, name, Mode::from_bits_truncate(mode))) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(Error::new(format!("mkdirat({name:?}, {mode:#o})"), errno)),
+    }
+}
+
+/// Opens a directory in a directory, which is no link; none if there is nothing. `..` leads up.
+pub fn open_subdirectory(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<OwnedFd>, Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match uninterrupted(|| openat(directory, name, flags, Mode::empty())) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::new(format!("openat({name:?}, DIRECTORY|NOFOLLOW)"), errno)),
+    }
+}
+
+/// What an open file or directory is.
+pub fn stat_of(fd: BorrowedFd<'_>) -> Result<FileStat, Error> {
+    uninterrupted(|| nix::sys::stat::fstat(fd)).map_err(|errno| Error::new("fstat", errno))
 }
 
 /// Removes a name; it is fine if it is gone already.

@@ -130,6 +130,11 @@ fn is_ending_status(status: &str) -> bool {
     pending & 1 << (libc::SIGKILL - 1) != 0 || state.starts_with(['Z', 'X'])
 }
 
+/// Whether there is a process `pid`, of whomever.
+pub fn exists(pid: i32) -> bool {
+    pid > 0 && nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
+}
+
 /// Wrapper for `umask(2)`: bits that files made from now on do not get.
 pub fn set_umask(umask: u32) {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));

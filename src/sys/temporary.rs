@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use super::{Error, file};
+use super::{Error, file, process};
 
 /// Conversions of one process that may use a named temporary at once.
 const SLOTS: usize = 64;
@@ -49,22 +49,28 @@ pub struct Temporary {
 
 /// Without a lock, this long untouched is abandoned, on whatever node it was made: a lock may be known to one node only.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+/// Where there are no locks, this long untouched is abandoned if its maker has gone.
+const UNTOUCHED: Duration = Duration::from_secs(60 * 60);
 
 impl Temporary {
     /// Removes what dead processes of this user have left in `directory`. What cannot be removed stays.
     pub fn sweep(directory: BorrowedFd<'_>) {
-        let here = format!("{PREFIX}{}-", node());
-        for name in file::names(directory) {
-            let bytes = name.as_bytes();
-            if !bytes.starts_with(PREFIX.as_bytes()) || !bytes.ends_with(SUFFIX.as_bytes()) {
-                continue;
-            }
-            if let Some(file) = file::open_regular(directory, &name)
-                && is_abandoned(&file, bytes.starts_with(here.as_bytes()))
-            {
-                let _ = file::unlink(directory, &name);
-            }
+        for name in Temporary::abandoned(directory) {
+            let _ = file::unlink(directory, &name);
         }
+    }
+
+    /// The names of what dead processes of this user have left in `directory`.
+    pub fn abandoned(directory: BorrowedFd<'_>) -> Vec<OsString> {
+        let here = format!("{PREFIX}{}-", node());
+        let is_abandoned = |name: &OsString| {
+            let bytes = name.as_bytes();
+            bytes.starts_with(PREFIX.as_bytes())
+                && bytes.ends_with(SUFFIX.as_bytes())
+                && file::open_regular(directory, name)
+                    .is_some_and(|file| is_abandoned(&file, bytes, bytes.starts_with(here.as_bytes())))
+        };
+        file::names(directory).into_iter().filter(is_abandoned).collect()
     }
 
     /// Calls `make` with fresh names, `.hpcrun-NODE-PID-N.partial`, until it makes something (gives `Some`).
@@ -99,6 +105,23 @@ impl Temporary {
                 return Ok(made);
             }
         }
+    }
+
+    /// A new file with this name, which goes as all temporaries do; none if something has it. [`Temporary::sweep`] leaves it.
+    pub fn create_named(
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        mode: u32,
+    ) -> Result<Option<(Temporary, File)>, Error> {
+        let own = directory
+            .try_clone_to_owned()
+            .map_err(|error| Error::from_io("fcntl(directory, DUPFD_CLOEXEC)", &error))?;
+        let mut temporary = Temporary { directory: own, name: OsString::new(), slot: None };
+        // Registered afterwards: before, a signal could unlink what has the name already.
+        let Some(file) = file::create_new(directory, name, mode)? else { return Ok(None) };
+        temporary.name = name.to_owned();
+        temporary.register(name)?;
+        Ok(Some((temporary, file)))
     }
 
     /// A new file without a name or, where the file system has no such files, with a temporary one.
@@ -174,16 +197,31 @@ fn hold(file: &File) -> bool {
 }
 
 /// Whether nobody is at work on it any more. Locks it on the way.
-fn is_abandoned(file: &File, made_here: bool) -> bool {
+fn is_abandoned(file: &File, name: &[u8], made_here: bool) -> bool {
     let Ok(metadata) = file.metadata() else { return false };
     let age = metadata.modified().ok().and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
-    metadata.uid() == nix::unistd::geteuid().as_raw()
-        && (made_here || age > ABANDONED)
-        && file.try_lock().is_ok()
+    if metadata.uid() != nix::unistd::geteuid().as_raw() || !(made_here || age > ABANDONED) {
+        return false;
+    }
+    match file.try_lock() {
+        Ok(()) => true,
+        Err(std::fs::TryLockError::WouldBlock) => false,
+        // No locks here. The process may be of another process namespace, so its absence alone says little.
+        Err(std::fs::TryLockError::Error(_)) => {
+            age > ABANDONED || (age > UNTOUCHED && maker(name).is_some_and(|pid| !process::exists(pid)))
+        }
+    }
+}
+
+/// The process that a temporary's name says.
+fn maker(name: &[u8]) -> Option<i32> {
+    let mut parts = std::str::from_utf8(name).ok()?.rsplit('-');
+    parts.next()?;
+    parts.next()?.parse().ok()
 }
 
 /// This node's name as a part of a file's name.
-fn node() -> String {
+pub fn node() -> String {
     let name = nix::unistd::gethostname().unwrap_or_default();
     name.to_string_lossy().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(64).collect()
 }
