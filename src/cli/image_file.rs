@@ -6,8 +6,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::cli::report::Failure;
+use crate::cli::report::{Failure, chain};
 use crate::hint::Hint;
+use crate::image::chunks::Header;
 use crate::image::config::{ConfigError, ImageConfig};
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
@@ -260,6 +261,15 @@ impl ImageFile {
         Ok(Original { key, length: self.length, hashes, stamp: Stamp::of(&metadata), is_public, checks })
     }
 
+    /// The root of the tree of chunk hashes, as the trailer has it; none without them.
+    pub(crate) fn root_hash(&self) -> Result<Option<[u8; 32]>, Failure> {
+        let Some(hashes) = self.trailer.as_ref().and_then(hashes) else { return Ok(None) };
+        let header = Header::read(&hashes.place, &|offset, bytes| self.read_at(offset, bytes));
+        header.map(|header| Some(header.root)).map_err(|error| {
+            Failure::plain(format!("cannot use image {}: {}", self.path.display(), chain(&error)))
+        })
+    }
+
     /// What is behind the squashfs; none without a trailer.
     pub(crate) fn contents(&self) -> Option<&Contents> {
         self.trailer.as_ref()
@@ -282,6 +292,15 @@ impl ImageFile {
             .transpose()
             .map_err(|source| ImageFileError::Trailer { path: self.path.clone(), source })
     }
+}
+
+/// The root of the tree of chunk hashes of the image file at `path`; none if that cannot be told.
+pub(crate) fn root_hash_of(path: &Path) -> Option<[u8; 32]> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
+    let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+    let hashes = hashes(&Contents::read(length, &read_at).ok()??)?;
+    Header::read(&hashes.place, &read_at).ok().map(|header| header.root)
 }
 
 fn read_small(filesystem: &Filesystem, path: &str) -> Result<Option<Vec<u8>>, ReadError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
-use crate::cli::image_file::ImageFile;
+use crate::cli::image_file::{self, ImageFile};
 use crate::cli::image_word;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launch_env::Ambient;
@@ -187,11 +187,14 @@ fn planned(
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
-    let mut facts = facts(&image, &host)?;
+    let mut facts = facts(&image, &host, policy.rules().premounted.directory.is_some())?;
     if launch::plan::needs_loaders(request, policy, &host) {
         facts.loaders = loaders::of_image(&image)?;
     }
     probe::add_trees(&mut host, launch::trees_to_probe(&facts, policy));
+    for backing in host.trees.values_mut().filter_map(|tree| tree.backing.as_mut()) {
+        backing.hash = image_file::root_hash_of(&backing.file);
+    }
     if let Some(log) = log {
         log.found(&facts);
     }
@@ -255,8 +258,8 @@ fn become_job(
         .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
 }
 
-/// What the plan needs to know of the image.
-fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
+/// What the plan needs to know of the image; its content's hash if trees are found `by_digest`.
+fn facts(image: &ImageFile, host: &Host, by_digest: bool) -> Result<ImageFacts, Failure> {
     let filesystem = &image.filesystem;
     let (device, inode, modified_ns) = image.identity;
     let mut shell = None;
@@ -277,6 +280,7 @@ fn facts(image: &ImageFile, host: &Host) -> Result<ImageFacts, Failure> {
         block_size: superblock.block_size,
         inodes: superblock.inode_count,
         root: root.number,
+        hash: by_digest.then(|| image.root_hash()).transpose()?.flatten(),
     };
     Ok(ImageFacts {
         squashfs,

@@ -135,8 +135,10 @@ fn record_of(line: &[u8]) -> Option<Result<Record, ()>> {
 
 impl Summary {
     fn add(&mut self, record: Record) {
-        // The same content under another path is the same image.
-        let key = record.digest.as_ref().unwrap_or(&record.image);
+        // The same content under another path is the same image; but the manifest of a docker-archive names its layers by
+        // files, which may be alike in all archives.
+        let is_archive = record.name.as_ref().is_some_and(|name| name.starts_with("docker-archive:"));
+        let key = record.digest.as_ref().filter(|_| !is_archive).unwrap_or(&record.image);
         let usage = self.usages.entry(key.clone()).or_default();
         let count = match record.decision {
             Decision::Launched => &mut usage.launched,

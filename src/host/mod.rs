@@ -118,6 +118,8 @@ pub struct Backing {
     pub file: PathBuf,
     /// Where in it the device begins, bytes.
     pub offset: u64,
+    /// Root of the tree of chunk hashes in the file of this name, if somebody has looked.
+    pub hash: Option<[u8; 32]>,
 }
 
 /// What the host has at a path.

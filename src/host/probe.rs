@@ -128,7 +128,8 @@ fn backing(device: u64) -> Option<Backing> {
         name.pop();
     }
     let offset = std::fs::read_to_string(directory.join("offset")).ok()?;
-    Some(Backing { file: PathBuf::from(OsString::from_vec(name)), offset: offset.trim().parse().ok()? })
+    let file = PathBuf::from(OsString::from_vec(name));
+    Some(Backing { file, offset: offset.trim().parse().ok()?, hash: None })
 }
 
 /// The kernel resolves, not we: links of `/proc` lead where they really lead, and a path costs four system calls however

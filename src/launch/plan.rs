@@ -138,6 +138,8 @@ pub struct SquashfsFacts {
     pub inodes: u32,
     /// Number of the root directory's inode.
     pub root: u32,
+    /// Root of the tree of chunk hashes over it: what its content is, if the trailer has them.
+    pub hash: Option<[u8; 32]>,
 }
 
 /// A file by what the kernel says of it.

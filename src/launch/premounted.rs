@@ -3,11 +3,11 @@
 //! A tree is used only if nobody but root can have put it there and the kernel vouches that it is of this very image.
 //! Anything else about it is a note, and the image is served as ever.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::plan::{ImageFacts, SquashfsFacts};
-use crate::host::{Host, TreeFact};
-use crate::image::digest::{Algorithm, Digest};
+use crate::host::{Host, TreeFact, TreeShape};
+use crate::image::digest::to_hex;
 use crate::mount::plan::{Reason, RootSource};
 use crate::policy::rules::DIGEST_PLACE;
 use crate::policy::{Policy, Rule};
@@ -17,7 +17,7 @@ use crate::policy::{Policy, Rule};
 enum Named {
     /// By the image file: the loop device under the tree must hold this file.
     ByFile,
-    /// By the image's digest in the directory's name.
+    /// By the digest of the squashfs in the directory's name.
     ByDigest,
 }
 
@@ -40,11 +40,10 @@ fn candidates(image: &ImageFacts, policy: &Policy) -> Vec<Candidate> {
         rule,
     });
     let by_digest = policy.rules().premounted.directory.as_ref().and_then(|pattern| {
-        // The digest is the image file's own word, and becomes part of a path.
-        let digest = Digest::parse(image.digest.as_deref()?).ok()?;
-        let is_known = digest.algorithm() == Algorithm::Sha256;
-        is_known.then(|| Candidate {
-            directory: PathBuf::from(pattern.value.replace(DIGEST_PLACE, digest.hex())),
+        // Not the manifest's: of one manifest many squashfs can be made, and in archives it need not name its layers.
+        let digest = to_hex(&image.squashfs.hash?);
+        Some(Candidate {
+            directory: PathBuf::from(pattern.value.replace(DIGEST_PLACE, &digest)),
             named: Named::ByDigest,
             rule: policy.rule(pattern.at, "[premounted] directory"),
         })
@@ -103,10 +102,12 @@ fn refused(fact: &TreeFact, image: &ImageFacts, named: Named) -> Option<String> 
     if !lacking.is_empty() {
         return Some(format!("it is mounted without {}", lacking.join(", ")));
     }
-    if named == Named::ByFile
-        && let Some(other) = other_file(fact, image)
-    {
-        return Some(other);
+    let other = match named {
+        Named::ByFile => other_file(fact, image),
+        Named::ByDigest => other_content(fact, image),
+    };
+    if other.is_some() {
+        return other;
     }
     (fact.shape != image.squashfs.shape()).then(|| "it is of another image".to_owned())
 }
@@ -116,23 +117,26 @@ fn other_file(fact: &TreeFact, image: &ImageFacts) -> Option<String> {
     match &fact.backing {
         None => Some("the kernel does not say of which file it is (no loop device)".to_owned()),
         // Of a file that was replaced or removed the kernel says ` (deleted)`.
-        Some(backing) if backing.file != image.path => Some(format!("it is of {}", shown(&backing.file))),
+        Some(backing) if backing.file != image.path => Some(format!("it is of {}", backing.file.display())),
         Some(backing) if backing.offset != image.squashfs.offset => {
-            Some(format!("it is of another part of {}", shown(&backing.file)))
+            Some(format!("it is of another part of {}", backing.file.display()))
         }
         Some(_) => None,
     }
 }
 
-fn shown(path: &Path) -> std::path::Display<'_> {
-    path.display()
+/// What the loop device holds, if that can be looked at still and is not what the directory's name says.
+fn other_content(fact: &TreeFact, image: &ImageFacts) -> Option<String> {
+    let backing = fact.backing.as_ref()?;
+    let is_other = backing.hash.is_some() && backing.hash != image.squashfs.hash;
+    is_other.then(|| format!("it is of {}, which is another image", backing.file.display()))
 }
 
 impl SquashfsFacts {
     /// What `statfs(2)` and `stat(2)` say of it once it is mounted: with the digest, or the file, equal numbers make sure.
-    fn shape(&self) -> crate::host::TreeShape {
+    fn shape(&self) -> TreeShape {
         let blocks = self.bytes_used.saturating_sub(1).checked_div(u64::from(self.block_size)).unwrap_or(0);
-        crate::host::TreeShape {
+        TreeShape {
             block_size: u64::from(self.block_size),
             blocks: blocks.saturating_add(1),
             inodes: u64::from(self.inodes),
@@ -143,21 +147,23 @@ impl SquashfsFacts {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::host::{Backing, TreeShape};
+    use crate::host::Backing;
 
     const IMAGE: &str = "/images/app.sqsh";
 
     fn image() -> ImageFacts {
         ImageFacts {
             path: PathBuf::from(IMAGE),
-            digest: Some(format!("sha256:{}", "ab".repeat(32))),
             squashfs: SquashfsFacts {
                 offset: 0,
                 bytes_used: 131_073,
                 block_size: 131_072,
                 inodes: 7,
                 root: 1,
+                hash: Some([0xab; 32]),
             },
             ..ImageFacts::default()
         }
@@ -174,7 +180,7 @@ mod tests {
             is_nosuid: true,
             is_nodev: true,
             shape: TreeShape { block_size: 131_072, blocks: 2, inodes: 7, root: 1 },
-            backing: Some(Backing { file: PathBuf::from(IMAGE), offset: 0 }),
+            backing: Some(Backing { file: PathBuf::from(IMAGE), offset: 0, hash: None }),
         }
     }
 
@@ -203,7 +209,14 @@ mod tests {
         ] {
             both(change, "it is of another image");
         }
-        let file = |file: &str, offset| Some(Backing { file: PathBuf::from(file), offset });
+        let file = |file: &str, offset| Some(Backing { file: PathBuf::from(file), offset, hash: None });
+        let content = |hash| Some(Backing { file: PathBuf::from(IMAGE), offset: 0, hash: Some([hash; 32]) });
+        check(|fact| fact.backing = content(0xab), None, None);
+        check(
+            |fact| fact.backing = content(0xac),
+            None,
+            Some("it is of /images/app.sqsh, which is another image"),
+        );
         check(
             |fact| fact.backing = None,
             Some("the kernel does not say of which file it is (no loop device)"),
@@ -223,18 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_that_is_none_leads_nowhere() {
+    fn a_tree_is_looked_for_by_digest_where_there_is_one() {
         let policy = |text: &str| Policy::parse(Path::new("/p"), text).unwrap();
         let by_digest = policy("[premounted]\ndirectory = \"/run/hpcrun/{digest}\"\n");
-        let trees = |digest: Option<&str>| {
-            let image = ImageFacts { digest: digest.map(str::to_owned), ..image() };
-            trees_to_probe(&image, &by_digest)
-        };
         let hex = "ab".repeat(32);
-        assert_eq!(trees(Some(&format!("sha256:{hex}"))), [PathBuf::from(format!("/run/hpcrun/{hex}"))]);
-        for digest in [None, Some(""), Some("sha256:../../../home/ada"), Some("sha256:ab"), Some("x")] {
-            assert!(trees(digest).is_empty(), "{digest:?}");
-        }
+        assert_eq!(trees_to_probe(&image(), &by_digest), [PathBuf::from(format!("/run/hpcrun/{hex}"))]);
+        let without = SquashfsFacts { hash: None, ..image().squashfs };
+        assert!(trees_to_probe(&ImageFacts { squashfs: without, ..image() }, &by_digest).is_empty());
         let both = policy(
             "[premounted]\ndirectory = \"/run/{digest}\"\ntrees = [{ image = \"/images/app.sqsh\", directory = \"/d\" }]\n",
         );

@@ -21,6 +21,14 @@ pub fn open_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<File, Error> {
         .map_err(|errno| Error::new(format!("openat({name:?}, DIRECTORY|NOFOLLOW)"), errno))
 }
 
+/// The same with `O_PATH`: to open by name what is in it, which takes no right to list it.
+pub fn open_path_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<File, Error> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    uninterrupted(|| openat(directory, name, flags, Mode::empty()))
+        .map(File::from)
+        .map_err(|errno| Error::new(format!("openat({name:?}, PATH|DIRECTORY|NOFOLLOW)"), errno))
+}
+
 /// Makes the directory `name` in `directory` with `mode`, whatever the umask, and opens it. One that exists is opened as
 /// it is.
 pub fn make_in(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<File, Error> {

@@ -382,9 +382,11 @@ fn tells_each_op_before_it_is_done() {
     let events: Vec<&str> =
         launched.stderr_values("event ").map(|line| line.split("  ").next().unwrap()).collect();
     let root = format!("bind {} -> / ro", stage.path("root").display());
+    assert_eq!(events[0], "make a container");
     // A long op leaves one space before its reason.
-    assert!(events[0].starts_with(&root), "{events:?}");
-    assert_eq!(events[1..], ["bind /dev -> /dev rw", "bind /sys -> /sys ro", "pivot_root"]);
+    assert!(events[1].starts_with(&root), "{events:?}");
+    let rest = ["bind /dev -> /dev rw", "bind /sys -> /sys ro", "pivot_root", "the container is complete"];
+    assert_eq!(events[2..], rest);
 }
 
 /// What the kernel says about privilege, read by the job itself.

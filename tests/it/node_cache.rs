@@ -20,7 +20,7 @@ use crate::bad_input::in_private_mounts;
 use crate::busybox_image::{LARGE_BYTES, assert_nobody_holds, busybox, holders, image, names_in};
 use crate::layer_building::{Member, tar};
 use crate::site_directory::{Site, set_mode};
-use crate::support::{TEST_USER, binary, run, stdout, text};
+use crate::support::{Random, TEST_USER, binary, run, seed, stdout, text};
 
 /// A user that no other test has.
 const STRANGER: &str = "54321";
@@ -74,6 +74,14 @@ impl Cache {
         let key = self.wait_for_copy(&before);
         job.finish();
         key
+    }
+
+    /// Removes the user's copies; a server that is about to end may still be at work on one.
+    fn forget(&self) {
+        wait_for("the end of the user's directory", || {
+            let _ = fs::remove_dir_all(self.own());
+            !self.own().exists()
+        });
     }
 
     /// Waits until a copy is complete and read.
@@ -270,14 +278,15 @@ fn a_copy_of_another_user_is_checked_and_a_wrong_one_given_up() {
     // Another length, or no file at all: as if there were none.
     let copying = format!("copy the image to {} while the job runs", cache.directory.display());
     assert_eq!(cache.launched(&image), copying);
+    cache.forget();
     fs::remove_file(&copy).unwrap();
     symlink(&image, &copy).unwrap();
     assert_eq!(cache.launched(&image), copying);
+    cache.forget();
     // Root's copies are the site's word.
     let of_root = cache.directory.join("hpcrun-0");
     fs::create_dir(&of_root).unwrap();
     fs::copy(&image, of_root.join(&key)).unwrap();
-    fs::remove_dir_all(cache.own()).unwrap();
     assert_eq!(cache.launched(&image), format!("read the image from {}", of_root.join(&key).display()));
 }
 
@@ -322,7 +331,7 @@ fn a_node_without_room_runs_from_the_image_itself() {
     assert!(told.contains("cannot use") && told.contains("(ENOENT)"), "{told}");
     fs::create_dir(&cache.directory).unwrap();
     for (options, expected) in [
-        ("size=3m,mode=1777", "has no room for"),
+        ("size=512k,mode=1777", "has no room for"),
         ("ro,mode=1777", "(EROFS)"),
         ("size=64m,mode=755", "(EACCES)"),
     ] {
@@ -408,11 +417,16 @@ fn a_copy_that_was_broken_off_is_gone_on_with_after_a_check() {
 #[test]
 fn an_image_that_is_not_what_its_hashes_say_gets_no_copy() {
     let cache = Cache::new();
-    let image = cache.site.copy("image.sqsh");
+    let mut random = Random::new(seed());
+    let noise: Vec<u8> =
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(100_000).flatten().collect();
+    let members: Vec<Member> = busybox().into_iter().chain([Member::file("noise", noise.clone())]).collect();
+    let image = cache.site.image("image", &json!({}), &[tar(&members)]);
+    // What does not compress lies in the image as it is.
+    let bytes = fs::read(&image).unwrap();
+    let found = bytes.windows(64).position(|window| window == &noise[..64]).expect("the noise");
     let file = File::options().write(true).open(&image).unwrap();
-    // In the data of the large file: the launch needs none of it.
-    let middle = fs::metadata(&image).unwrap().len() / 2;
-    file.write_all_at(&[0x55; 64], middle).unwrap();
+    file.write_all_at(&[0x55; 64], found as u64 + 1000).unwrap();
     let job = cache.job(&image);
     let partial = || names_in(&cache.own()).iter().any(|name| name.ends_with(".partial"));
     std::thread::sleep(Duration::from_millis(300));

@@ -199,7 +199,14 @@ fn image() -> ImageFacts {
         typed: "astro.sqsh".into(),
         path: "/images/astro.sqsh".into(),
         size_bytes: 1_288_490_188,
-        squashfs: SquashfsFacts { offset: 0, bytes_used: 100_000, block_size: 131_072, inodes: 7, root: 7 },
+        squashfs: SquashfsFacts {
+            offset: 0,
+            bytes_used: 100_000,
+            block_size: 131_072,
+            inodes: 7,
+            root: 7,
+            hash: None,
+        },
         origin: None,
         file: FileId { device: 2049, inode: 77, modified_ns: 1_700_000_000_000_000_000 },
         digest: Some("sha256:9f3c".to_owned()),
@@ -812,7 +819,7 @@ fn tree(directory: &str) -> TreeFact {
         is_nosuid: true,
         is_nodev: true,
         shape: TreeShape { block_size: 131_072, blocks: 1, inodes: 7, root: 7 },
-        backing: Some(Backing { file: PathBuf::from("/images/astro.sqsh"), offset: 0 }),
+        backing: Some(Backing { file: PathBuf::from("/images/astro.sqsh"), offset: 0, hash: None }),
     }
 }
 

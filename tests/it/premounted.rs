@@ -36,8 +36,8 @@ fn trees(image: &Path, directory: &Path) -> String {
 fn digest(image: &Path) -> String {
     let shown = stdout(crate::support::hpcrun(["inspect", "--json"]).arg(image));
     let shown: Value = serde_json::from_str(&shown).expect("JSON");
-    let digest = shown["provenance"]["manifest_digest"].as_str().expect("a digest");
-    digest.strip_prefix("sha256:").expect("SHA-256").to_owned()
+    let digest = shown["file"]["root_hash"].as_str().expect("a digest");
+    digest.strip_prefix("sha256:").unwrap_or(digest).to_owned()
 }
 
 /// Launches the image; gives its word and what `-v` says of the root.
@@ -108,7 +108,7 @@ fn a_tree_in_a_directory_of_its_digest_is_found() {
     assert_used(&site, &copied, "own", tree.path());
     // An admin's mistake.
     let wrong = site.mounted_at(&own, GOOD, &digest(&other));
-    assert_served(&site, &other, "another word", "it is of another image");
+    assert_served(&site, &other, "another word", &format!("it is of {}, which is another", own.display()));
     drop(wrong);
 }
 
@@ -217,6 +217,17 @@ fn the_shipped_script_mounts_and_unmounts_what_the_policy_finds() {
         let output = premount("mount", &own);
         assert!(!output.status.success() && !tree.exists(), "{spoil}");
         sh(mend);
+    }
+    // Slurm's prolog mounts what its list names, and lets the job start whatever comes of it.
+    let list = site.path().join("list");
+    fs::write(&list, format!("# images\n\n/no/such/image\n{}\n", own.display())).unwrap();
+    for (name, is_mounted) in [("slurm-prolog", true), ("slurm-prolog", true), ("slurm-epilog", false)] {
+        let mut command = Command::new("sh");
+        command.arg(script.with_file_name(name)).env("HPCRUN_PREMOUNT_LIST", &list);
+        command.env("HPCRUN_PREMOUNT", &script).env("HPCRUN_PREMOUNT_DIR", &base).env("HPCRUN", binary());
+        let output = run(&mut command);
+        assert!(output.status.success() && text(&output.stderr).contains("/no/such/image"), "{name}");
+        assert_eq!(tree.exists(), is_mounted, "{name}");
     }
     let damaged = site.path().join("damaged.sqsh");
     let mut bytes = fs::read(&own).unwrap();

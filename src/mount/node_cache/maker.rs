@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Copy, Directory, Original, Wanted, room};
+use super::{Directory, LocalCopy, Original, Wanted, room};
 use crate::image::chunks::{Chunk, ChunkError, Index};
 use crate::mount::voucher::Hashes;
 use crate::squashfs::reader::Filesystem;
@@ -78,7 +78,7 @@ impl Maker {
         &self.wanted.original
     }
 
-    fn opened(&self) -> Option<Copy> {
+    fn opened(&self) -> Option<LocalCopy> {
         let file = self.directory.try_clone().ok()?;
         Directory { file, path: self.path.clone() }.copy(self.original(), true)
     }

@@ -88,14 +88,14 @@ pub struct Wanted {
 #[derive(Debug)]
 pub enum Cached {
     /// A copy to read.
-    Copy(Copy),
+    Copy(LocalCopy),
     /// None yet; the server makes one.
     Missing(Maker),
 }
 
 /// A copy, opened, and kept from being removed for as long as it is open.
 #[derive(Debug)]
-pub struct Copy {
+pub struct LocalCopy {
     /// For people.
     pub path: PathBuf,
     file: File,
@@ -147,16 +147,18 @@ impl Wanted {
             Err(Unusable::Directory { source, .. }) if source.errno == Errno::ENOENT => None,
             opened => Some(opened?),
         };
-        if let Some(copy) = own.as_ref().and_then(|own| own.copy(&self.original, true)) {
-            // Only costs a copy its place in the order.
-            let used = own.as_ref().map(|own| directory::touch(own.fd(), &self.original.key.used()));
-            let _ = used;
+        if let Some(own) = &own
+            && let Some(copy) = own.copy(&self.original, true)
+        {
+            // A failure costs the copy its place in the order, and nothing else.
+            let _ = directory::touch(own.fd(), &self.original.key.used());
             return Ok(Cached::Copy(copy));
         }
         if let Some(copy) = self.of_others(&site, uid) {
             return Ok(Cached::Copy(copy));
         }
-        let own = own.map_or_else(|| site.make_below(uid), Ok)?;
+        // Opened anew, to be listed as well.
+        let own = site.make_below(uid)?;
         if !room::may_have(&own.file, self.settings.size_bytes, self.original.length) {
             return Err(Unusable::NoRoom { path: own.path, wanted: self.original.length });
         }
@@ -164,7 +166,7 @@ impl Wanted {
     }
 
     /// A copy of root's, or one of another user's that can be checked.
-    fn of_others(&self, site: &Directory, uid: u32) -> Option<Copy> {
+    fn of_others(&self, site: &Directory, uid: u32) -> Option<LocalCopy> {
         let of_root = (uid != 0).then(|| site.below(0).ok()?.copy(&self.original, true)).flatten();
         if of_root.is_some() || self.original.hashes.is_none() {
             return of_root;
@@ -176,7 +178,7 @@ impl Wanted {
     }
 }
 
-impl Copy {
+impl LocalCopy {
     /// Has `image` read this copy.
     pub fn give_to(self, image: &Filesystem, original: &Original) {
         let voucher = voucher(&self.file, self.is_trusted, original);
@@ -222,11 +224,11 @@ impl Directory {
         Ok(Directory { file, path: path.to_owned() })
     }
 
-    /// The directory of the user `owner` in it.
+    /// The directory of the user `owner` in it, not to be listed.
     fn below(&self, owner: u32) -> Result<Directory, Unusable> {
         let name = name_for(owner);
         let path = self.path.join(&name);
-        match directory::open_in(self.fd(), name.as_ref()) {
+        match directory::open_path_in(self.fd(), name.as_ref()) {
             Ok(file) => Directory { file, path }.checked(owner),
             Err(source) => Err(Unusable::Directory { path, source }),
         }
@@ -254,12 +256,12 @@ impl Directory {
     }
 
     /// The whole copy of `original` in it, if it has one that nobody is about to remove.
-    fn copy(&self, original: &Original, is_trusted: bool) -> Option<Copy> {
+    fn copy(&self, original: &Original, is_trusted: bool) -> Option<LocalCopy> {
         let name = original.key.name();
         let file = file::open_regular(self.fd(), &name)?;
         let is_whole = file.metadata().is_ok_and(|metadata| metadata.len() == original.length);
         let is_kept = is_whole && lock::share(&file).unwrap_or(false);
-        is_kept.then(|| Copy { path: self.path.join(&name), file, is_trusted })
+        is_kept.then(|| LocalCopy { path: self.path.join(&name), file, is_trusted })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
