@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::cli::convert_args::{Compressor, Convert, ConvertOptions};
 use crate::cli::progress::Display;
 use crate::cli::report::{Failure, STATUS_REFUSED};
-use crate::cli::{layer_cache, limits, registries_conf, registry, site, size};
+use crate::cli::{layer_cache, limits, registries_conf, registry, site, site_registries, size};
 use crate::convert::source::registry::{RegistriesConf, RegistryOptions};
 use crate::convert::source::{self, Ownership, Source, SourceImage, SourceOptions};
 use crate::convert::{
@@ -86,12 +86,16 @@ impl Opened {
     ) -> Result<Opened, Failure> {
         // Without it the limit would kill us without a word; so a failure to ignore it is worth none.
         let _ = signal::ignore_file_size_signal();
-        check_registry(reference, policy)?;
+        if let SourceReference::Registry(_) = reference {
+            refuse_in_step(policy)?;
+        }
+        let registries = site_registries::of(reference, registries, policy)?;
         let chosen = pipeline_options(options, &policy.rules().convert)?;
         let order = layer_cache::order(options)?;
         let cache = layer_cache::open(options, policy);
         let source_options = source_options(options, reference, registries, scratch, policy, cache.as_ref())?;
         let source = source::open(reference, &source_options).map_err(|error| Failure::new(&error))?;
+        site_registries::check_digests(source.image(), policy)?;
         Ok(Opened { source, chosen, order, order_file: options.order.clone(), cache })
     }
 
@@ -132,15 +136,6 @@ impl Opened {
             log::warn!("{unknown} of the paths in {} are no regular file of the image", path.display());
         }
         Ok(summary)
-    }
-}
-
-fn check_registry(reference: &SourceReference, policy: &Policy) -> Result<(), Failure> {
-    let SourceReference::Registry(name) = reference else { return Ok(()) };
-    refuse_in_step(policy)?;
-    match policy.registry(name.registry(), name.repository()) {
-        Ok(_) => Ok(()),
-        Err(refusal) => Err(Failure::new(&refusal).with_status(STATUS_REFUSED)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
 use crate::cli::image_file::{self, ImageFile};
+use crate::cli::image_traits;
 use crate::cli::image_word;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launch_env::Ambient;
@@ -31,6 +32,7 @@ use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
 use crate::mount::plan::{Op, RootSource};
 use crate::mount::server::Recorder;
+use crate::policy::pattern::Pattern;
 use crate::policy::rules::Verify;
 use crate::policy::{Policy, rules};
 use crate::squashfs::format::Codec;
@@ -184,10 +186,13 @@ fn planned(
     policy: &Policy,
     log: Option<&mut LaunchLog>,
 ) -> Result<(LaunchPlan, Vec<Filesystem>, Grafts), Failure> {
+    let fits =
+        |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
+    probe::add_globs(&mut host, launch::modules::globs_to_probe(request, policy), &fits);
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
-    let mut facts = facts(&image, &host, policy.rules().premounted.directory.is_some())?;
+    let mut facts = facts(&image, &host, policy)?;
     if launch::plan::needs_loaders(request, policy, &host) {
         facts.loaders = loaders::of_image(&image)?;
     }
@@ -214,19 +219,28 @@ fn planned(
         // From here on only the server reads.
         root.watch(Arc::new(recorder));
     }
-    let images = served(&plan, root, reading.verify)?;
+    let images = served(&plan, root, reading.verify, policy)?;
     Ok((plan, images, grafts))
 }
 
 /// The root's image, unless the site has mounted it, and the data images.
-fn served(plan: &LaunchPlan, root: Filesystem, verify: Verify) -> Result<Vec<Filesystem>, Failure> {
+fn served(
+    plan: &LaunchPlan,
+    root: Filesystem,
+    verify: Verify,
+    policy: &Policy,
+) -> Result<Vec<Filesystem>, Failure> {
     let mut root = Some(root);
     let mut images = Vec::new();
     for planned in &plan.mount.ops {
         match &planned.op {
             Op::Root(RootSource::Image(_)) => images.extend(root.take()),
             Op::DataImage { source, .. } => {
-                images.push(ImageFile::open_verified(source, verify)?.filesystem);
+                let image = ImageFile::open_verified(source, verify)?;
+                // What it is, only the opened file says.
+                let judged = policy.image(source, &image_traits::of(&image, policy)?, plan.uid);
+                judged.map_err(|refusal| Failure::new(&refusal).with_status(STATUS_REFUSED))?;
+                images.push(image.filesystem);
             }
             _ => {}
         }
@@ -258,8 +272,8 @@ fn become_job(
         .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
 }
 
-/// What the plan needs to know of the image; its content's hash if trees are found `by_digest`.
-fn facts(image: &ImageFile, host: &Host, by_digest: bool) -> Result<ImageFacts, Failure> {
+/// What the plan needs to know of the image.
+fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, Failure> {
     let filesystem = &image.filesystem;
     let (device, inode, modified_ns) = image.identity;
     let mut shell = None;
@@ -280,7 +294,7 @@ fn facts(image: &ImageFile, host: &Host, by_digest: bool) -> Result<ImageFacts, 
         block_size: superblock.block_size,
         inodes: superblock.inode_count,
         root: root.number,
-        hash: by_digest.then(|| image.root_hash()).transpose()?.flatten(),
+        hash: policy.rules().premounted.directory.is_some().then(|| image.root_hash()).transpose()?.flatten(),
     };
     Ok(ImageFacts {
         squashfs,
@@ -296,6 +310,7 @@ fn facts(image: &ImageFile, host: &Host, by_digest: bool) -> Result<ImageFacts, 
         group: small_file(image, "/etc/group")?,
         shell,
         loaders: Loaders::default(),
+        traits: image_traits::of(image, policy)?,
     })
 }
 

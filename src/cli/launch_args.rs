@@ -87,6 +87,9 @@ pub(crate) struct LaunchOptions {
     /// Ranks of a job step on one node: share one set of namespaces, or each its own
     #[arg(long, value_enum, value_name = "SCOPE")]
     pub(crate) share: Option<Share>,
+    /// Take modules of the site: binds, variables and libraries that belong together; may be repeated
+    #[arg(long = "module", value_name = "NAME[,...]")]
+    pub(crate) modules: Vec<OsString>,
     /// Start-up profile to read ahead by [default: the image file's, else IMAGE.profile]
     #[arg(long, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,

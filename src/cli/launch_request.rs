@@ -14,6 +14,7 @@ use crate::cli::launch_env::Ambient;
 use crate::cli::report::Failure;
 use crate::host::Environment;
 use crate::launch::env_file;
+use crate::launch::modules::names;
 use crate::launch::mount_option::{MountOption, split_list};
 use crate::launch::request::{
     BindOption, EnvOption, HomeWish, Init, Isolation, LeftOut, OverlayOption, Request, RequestError,
@@ -48,6 +49,7 @@ fn of_options(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Request,
         clean_env: containall || set(options.cleanenv, &["CLEANENV"])?,
         home: home(options, ambient, no_home || without_home)?,
         share: share(options, ambient)?,
+        modules: names(&values(&options.modules, ambient, &["MODULE"])),
         contain: match (containall, contain) {
             (true, _) => Some("--containall"),
             (false, true) => Some("--contain"),

@@ -46,6 +46,8 @@ pub struct Host {
     pub paths: BTreeMap<PathBuf, PathFact>,
     /// What is mounted at the directories of premounted trees that were asked about; what is missing is no directory.
     pub trees: BTreeMap<PathBuf, TreeFact>,
+    /// What the host has for the patterns of paths that were asked about, sorted.
+    pub globs: BTreeMap<String, Vec<PathBuf>>,
     /// The bytes of `/etc/localtime`, which is a link into a directory that images lack or have otherwise.
     pub localtime: Option<Vec<u8>>,
 }

@@ -6,6 +6,7 @@
 mod doctor;
 mod processes;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -60,8 +61,9 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
         namespaces: namespaces(),
         share_directory: share_directory(ids.uid, &environment),
         environment,
-        paths: std::collections::BTreeMap::new(),
-        trees: std::collections::BTreeMap::new(),
+        paths: BTreeMap::new(),
+        trees: BTreeMap::new(),
+        globs: BTreeMap::new(),
         localtime: read_limited(Path::new("/etc/localtime"), LOCALTIME_LIMIT_BYTES)
             .filter(|bytes| bytes.starts_with(b"TZif")),
     })
@@ -130,6 +132,24 @@ fn backing(device: u64) -> Option<Backing> {
     let offset = std::fs::read_to_string(directory.join("offset")).ok()?;
     let file = PathBuf::from(OsString::from_vec(name));
     Some(Backing { file, offset: offset.trim().parse().ok()?, hash: None })
+}
+
+/// Finds what the host has for each pattern: an absolute path whose last component `fits` decides about, given that
+/// component and a name.
+pub fn add_globs(
+    host: &mut Host,
+    globs: impl IntoIterator<Item = String>,
+    fits: &dyn Fn(&str, &[u8]) -> bool,
+) {
+    for glob in globs {
+        let (directory, last) = glob.rsplit_once('/').unwrap_or(("", &glob));
+        let directory = Path::new(if directory.is_empty() { "/" } else { directory });
+        let entries = directory.read_dir().into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name()).filter(|name| fits(last, name.as_bytes()));
+        let mut paths: Vec<PathBuf> = names.map(|name| directory.join(name)).collect();
+        paths.sort();
+        host.globs.insert(glob, paths);
+    }
 }
 
 /// The kernel resolves, not we: links of `/proc` lead where they really lead, and a path costs four system calls however

@@ -6,14 +6,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::plan::PlanError;
+use super::modules;
+use super::plan::{ImageFacts, PlanError};
 use super::precedence::{check_mount_points, settle};
 use super::private;
 use super::request::{BindOption, HomeWish, LeftOut, Request};
 use crate::host::{Host, Kind};
 use crate::mount::graft::Graft;
 use crate::mount::plan::{Access, Entry, Need, Op, PlannedOp, Reason};
-use crate::policy::decide::{HostPath, SiteBind, Variables};
+use crate::policy::decide::{ChosenModule, HostPath, SiteBind, Variables};
 use crate::policy::path::{is_within, normalise};
 use crate::policy::template::Origin;
 use crate::policy::{Policy, Rule};
@@ -210,10 +211,14 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
     paths.extend(launcher_directories(host).map(|(_, path)| path));
     paths.extend(policy.rule_paths(&variables));
     // Refusals are found again, and reported, by gather.
-    for bind in policy.site_binds(&variables).map(|(binds, _)| binds).unwrap_or_default() {
+    let of_modules =
+        policy.rules().modules.iter().map(|module| policy.module_binds(module, &variables, None));
+    for bind in of_modules.chain([policy.site_binds(&variables, None)]).flatten().flat_map(|(binds, _)| binds)
+    {
         paths.push(bind.source);
         paths.push(bind.destination);
     }
+    paths.extend(host.globs.values().flatten().cloned());
     let home = match &request.home {
         HomeWish::At(option) => Some(option),
         HomeWish::SiteDefault | HomeWish::LeaveOut => None,
@@ -233,6 +238,8 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
 /// Gathers the binds of a launch; `injected` are those of the host's software.
 pub fn gather(
     request: &Request,
+    image: &ImageFacts,
+    chosen: &[ChosenModule<'_>],
     policy: &Policy,
     host: &Host,
     injected: Vec<Bind>,
@@ -240,7 +247,13 @@ pub fn gather(
     let trusted = host.trusted_variables();
     let site =
         Site { policy, host, variables: Variables { trusted: &trusted, environment: &host.environment } };
-    let (site_binds, mut notes) = policy.site_binds(&site.variables)?;
+    let image = image.traits.name(&image.path);
+    let (mut site_binds, mut notes) = policy.site_binds(&site.variables, Some(&image))?;
+    for module in chosen {
+        let (binds, left_out) = policy.module_binds(module.module, &site.variables, Some(&image))?;
+        site_binds.extend(binds);
+        notes.extend(left_out);
+    }
     let mut wanted = defaults(request, host);
     wanted.extend(injected);
     match &request.home {
@@ -249,6 +262,7 @@ pub fn gather(
         HomeWish::LeaveOut | HomeWish::SiteDefault => wanted.extend(home(request, &site, &mut notes)),
     }
     wanted.extend(private::mounts(request, &site)?);
+    wanted.extend(modules::devices(request, chosen, policy, host));
     for bind in site_binds {
         match why_without(request, &bind) {
             Some(flag) => notes.push(format!("{} left out ({flag})", bind.destination.display())),
@@ -258,6 +272,7 @@ pub fn gather(
     for option in &request.binds {
         wanted.push(site.user_bind(option)?);
     }
+    check_left_out(request, &wanted, policy)?;
     wanted.retain(|bind| !is_left_out(request, bind, &mut notes));
     let mut binds = Binds { binds: settle(wanted, &mut notes)?, notes };
     for (why, directory) in extra_directories(request, host) {
@@ -293,6 +308,17 @@ fn defaults(request: &Request, host: &Host) -> Vec<Bind> {
 fn why_without(request: &Request, bind: &SiteBind) -> Option<&'static str> {
     let no_site_binds = request.left_out.contains(&LeftOut::SiteBinds).then_some("--no-mount bind-paths");
     no_site_binds.or(request.contain).filter(|_| !bind.forced)
+}
+
+/// A site's optional bind is left out by its path only where it may be left out at all.
+fn check_left_out(request: &Request, wanted: &[Bind], policy: &Policy) -> Result<(), PlanError> {
+    for left_out in &request.left_out {
+        let LeftOut::Path(path) = left_out else { continue };
+        if wanted.iter().any(|bind| bind.party == Party::Offered && bind.destination == *path) {
+            policy.no_site_binds(&format!("--no-mount {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the user does without a mount that he has not asked for himself.

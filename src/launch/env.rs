@@ -15,9 +15,9 @@ use crate::hint::Hint;
 use crate::host::Host;
 use crate::image::config::ImageConfig;
 use crate::mount::plan::Reason;
-use crate::policy::decide::Variables;
+use crate::policy::decide::{ChosenModule, Variables};
 use crate::policy::path::normalise;
-use crate::policy::rules::SetRule;
+use crate::policy::rules::{EnvRules, NameRule, SetRule};
 use crate::policy::{Policy, Refusal};
 
 /// The environment cannot be made as asked.
@@ -64,6 +64,8 @@ pub struct Circumstances<'a> {
     pub unshared_ranks: bool,
     /// Variables of the host's software that the new root shows.
     pub injected: &'a [Variable],
+    /// The site's modules that the launch gets.
+    pub modules: &'a [ChosenModule<'a>],
 }
 
 /// One thing done to the environment, for `--explain`: `+NAME` or `-NAME`.
@@ -105,7 +107,7 @@ pub fn job_env(
     draft.defaults(circumstances);
     draft.image(config, host);
     draft.injected(circumstances.injected);
-    draft.site(policy, &variables)?;
+    draft.site(policy, circumstances.modules, &variables)?;
     if circumstances.unshared_ranks {
         draft.unshared_ranks(request);
     }
@@ -222,7 +224,29 @@ impl Draft {
         }
     }
 
-    fn site(&mut self, policy: &Policy, variables: &Variables<'_>) -> Result<(), EnvError> {
+    /// The site's values, then those of its modules in their order.
+    fn site(
+        &mut self,
+        policy: &Policy,
+        modules: &[ChosenModule<'_>],
+        variables: &Variables<'_>,
+    ) -> Result<(), EnvError> {
+        self.site_values(policy, &policy.rules().env, ["[env] set", "[env] prepend"], variables)?;
+        for chosen in modules {
+            let env = &chosen.module.env;
+            self.module_unset(policy, &env.unset);
+            self.site_values(policy, env, ["[modules] env.set", "[modules] env.prepend"], variables)?;
+        }
+        Ok(())
+    }
+
+    fn site_values(
+        &mut self,
+        policy: &Policy,
+        rules: &EnvRules,
+        [set, prepend]: [&'static str; 2],
+        variables: &Variables<'_>,
+    ) -> Result<(), EnvError> {
         let expand = |rule: &SetRule, key: &'static str| {
             let place = policy.rule(rule.at, key);
             match rule.value.expand(variables) {
@@ -232,12 +256,12 @@ impl Draft {
                 }
             }
         };
-        for rule in &policy.rules().env.set {
-            let (value, reason) = expand(rule, "[env] set")?;
+        for rule in &rules.set {
+            let (value, reason) = expand(rule, set)?;
             self.set(OsStr::new(&rule.name), &value, reason);
         }
-        for rule in &policy.rules().env.prepend {
-            let (mut value, reason) = expand(rule, "[env] prepend")?;
+        for rule in &rules.prepend {
+            let (mut value, reason) = expand(rule, prepend)?;
             let name = OsStr::new(&rule.name);
             if let Some(old) = self.variables.get(name).filter(|old| !old.is_empty()) {
                 value.push(":");
@@ -246,6 +270,19 @@ impl Draft {
             self.set(name, &value, reason);
         }
         Ok(())
+    }
+
+    /// What a module takes away may be set again by later modules and by the user.
+    fn module_unset(&mut self, policy: &Policy, rules: &[NameRule]) {
+        for rule in rules {
+            let place = policy.rule(rule.at, "[modules] env.unset");
+            let names: Vec<OsString> =
+                self.variables.keys().filter(|name| rule.pattern.matches(name.as_bytes())).cloned().collect();
+            for name in names {
+                self.variables.remove(&name);
+                self.removed(&name, Reason::Policy { file: place.file.clone(), line: place.line });
+            }
+        }
     }
 
     /// Settings for ranks that do not share a user namespace; whoever set them already knows better.

@@ -16,6 +16,8 @@ pub struct About {
     pub image: String,
     /// What the image is shown with beyond what is mounted, and why.
     pub added: Vec<(String, Reason)>,
+    /// What rules of the site decided beyond what the operations name.
+    pub decisions: Vec<(String, Reason)>,
     /// What was done to the environment.
     pub env_changes: Vec<Change>,
     /// Why the first working directory is the first.
@@ -44,6 +46,9 @@ impl fmt::Display for LaunchPlan {
         line(f, "identity", &format!("uid {}, gid {}", self.uid, self.gid), None)?;
         guise_lines(f, self)?;
         line(f, "share", &self.about.share, None)?;
+        for (what, reason) in &self.about.decisions {
+            line(f, "policy", what, Some(reason))?;
+        }
         for (index, planned) in self.mount.ops.iter().enumerate() {
             let op = planned.op.to_string();
             let (what, places) = op.split_once(' ').unwrap_or((&op, ""));

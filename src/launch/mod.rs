@@ -13,6 +13,7 @@ pub mod identity;
 pub mod inject;
 mod isolate;
 mod job;
+pub mod modules;
 pub mod mount_option;
 mod overlay;
 mod overlay_lock;

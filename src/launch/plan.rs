@@ -10,7 +10,8 @@ use super::env::{self, Circumstances, JobEnv};
 pub use super::error::PlanError;
 use super::explain::About;
 use super::inject::{Additions, Injection, Loaders, Variable};
-use super::request::{Isolation, Request, Verb};
+use super::modules::{self, ModuleLibrary};
+use super::request::{HomeWish, Isolation, LeftOut, Request, Verb};
 use super::share_key::{describe_share, share_key, share_scope};
 use super::{identity, overlay, premounted};
 use crate::host::Host;
@@ -20,7 +21,7 @@ use crate::mount::node_cache::Wanted;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
-use crate::policy::decide::{HostPath, Variables};
+use crate::policy::decide::{ChosenModule, Decision, HostPath, ImageTraits, Variables};
 use crate::policy::path::{is_within, normalise};
 
 /// Serving threads beyond which readers of one image wait for its file and not for the server.
@@ -57,6 +58,8 @@ pub struct LaunchPlan {
     pub node_cache: Option<Wanted>,
     /// What else makes the job's process another than its caller's.
     pub guise: Guise,
+    /// Host libraries that modules of the site want injected.
+    pub libraries: Vec<ModuleLibrary>,
     /// What `--explain` says beyond the above.
     pub about: About,
 }
@@ -123,6 +126,8 @@ pub struct ImageFacts {
     pub shell: Option<PathBuf>,
     /// What its loaders go by; looked at only if [`needs_loaders`].
     pub loaders: Loaders,
+    /// What the site's policy judges.
+    pub traits: ImageTraits,
 }
 
 /// The squashfs of an image file, by the numbers of its superblock.
@@ -177,9 +182,12 @@ pub fn plan(
     host: &Host,
 ) -> Result<LaunchPlan, PlanError> {
     check_host(host)?;
-    check_image(image, policy, host)?;
+    let mut decisions = check_image(image, policy, host)?;
+    check_options(request, policy)?;
+    let modules = modules::chosen(request, image, policy, host)?;
+    decisions.extend(modules::decisions(&modules));
     let injection = injection(request, image, policy, host);
-    let mut binds = binds::gather(request, policy, host, injection.binds())?;
+    let mut binds = binds::gather(request, image, &modules, policy, host, injection.binds())?;
     let additions = injection.additions(&image.loaders, &binds);
     binds.notes.extend(additions.notes.iter().cloned());
     let overlay = overlay::plan(request, policy, host)?;
@@ -198,7 +206,8 @@ pub fn plan(
     let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let injected = &additions.variables;
-    let job_env = make_env(request, image, policy, host, &binds, &cwd, unshared_ranks, injected)?;
+    let job_env =
+        make_env(request, image, policy, &modules, host, &binds, &cwd, unshared_ranks, injected)?;
     let Command { program, argv, image_field } = command::of_request(request, image, host)?;
     let grafts = match &root {
         RootSource::Image(_) => grafts(request, image, host, &binds, &additions)?,
@@ -211,14 +220,20 @@ pub fn plan(
     let server_threads = server_threads(policy, host);
     let share =
         scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts, &guise));
+    let libraries = modules::libraries(&modules, policy);
     let about = About {
         image: describe(image),
         added: additions.described,
+        decisions,
         env_changes: job_env.changes,
         cwd_reason,
         exec_reason: exec_reason(request, image_field),
         share: describe_share(scope.as_deref(), host, unshared_ranks),
-        warnings: elsewhere(request, &cwd, host).into_iter().chain(rank_as_root(&guise, host)).collect(),
+        warnings: elsewhere(request, &cwd, host)
+            .into_iter()
+            .chain(rank_as_root(&guise, host))
+            .chain(modules::warnings(&libraries))
+            .collect(),
         forced: forced(&binds),
         notes: notes_on(binds.notes, host),
     };
@@ -237,6 +252,7 @@ pub fn plan(
         startup: Startup::Nothing,
         node_cache: None,
         guise,
+        libraries,
         about,
     })
 }
@@ -282,11 +298,37 @@ fn rank_as_root(guise: &Guise, host: &Host) -> Option<String> {
     (guise.is_root && host.launcher.may_have_siblings()).then(|| text.to_owned())
 }
 
-fn check_image(image: &ImageFacts, policy: &Policy, host: &Host) -> Result<(), PlanError> {
+fn check_image(image: &ImageFacts, policy: &Policy, host: &Host) -> Result<Vec<(String, Reason)>, PlanError> {
     let trusted = host.trusted_variables();
     let variables = Variables { trusted: &trusted, environment: &host.environment };
     let path = HostPath { typed: image.typed.as_os_str(), resolved: &image.path };
-    policy.image_file(path, &variables, &|path: &Path| host.resolved(path))?;
+    let place = policy.image_file(path, &variables, &|path: &Path| host.resolved(path))?;
+    let place = place.map(|rule| Decision { what: "image lies where it may".to_owned(), rule });
+    let traits = policy.image(&image.path, &image.traits, host.user.uid)?;
+    let line = |Decision { what, rule }| (what, Reason::Policy { file: rule.file, line: rule.line });
+    Ok(place.into_iter().chain(traits).map(line).collect())
+}
+
+/// The options that a site may keep from its users, but for those that are judged with their values.
+fn check_options(request: &Request, policy: &Policy) -> Result<(), PlanError> {
+    if let Some(option) = request.contain {
+        policy.contain(option)?;
+    }
+    let whole = request.contain.filter(|option| *option == "--containall");
+    if request.isolation.processes.is_some() {
+        policy.process_namespace(whole.unwrap_or("--pid"))?;
+    }
+    if request.isolation.ipc {
+        policy.ipc_namespace(whole.unwrap_or("--ipc"))?;
+    }
+    match &request.home {
+        HomeWish::SiteDefault => {}
+        HomeWish::LeaveOut => policy.no_home("--no-home")?,
+        HomeWish::At(option) => policy.no_home(&option.option)?,
+    }
+    if request.left_out.contains(&LeftOut::SiteBinds) {
+        policy.no_site_binds("--no-mount bind-paths")?;
+    }
     Ok(())
 }
 
@@ -391,6 +433,7 @@ fn make_env(
     request: &Request,
     image: &ImageFacts,
     policy: &Policy,
+    modules: &[ChosenModule<'_>],
     host: &Host,
     binds: &Binds,
     cwd: &[PathBuf],
@@ -407,6 +450,7 @@ fn make_env(
         cwd: first.map(PathBuf::as_path),
         unshared_ranks,
         injected,
+        modules,
     };
     Ok(env::job_env(request, &image.config, policy, host, &circumstances)?)
 }

@@ -43,6 +43,8 @@ pub struct Request {
     pub umask: Option<u32>,
     /// `--entrypoint`, in place of the image's entrypoint and command; an empty one is none.
     pub entrypoint: Option<OsString>,
+    /// `--module`: modules of the site.
+    pub modules: Vec<OsString>,
     /// `--shell`: a program of the image.
     pub shell: Option<PathBuf>,
 }

@@ -3,14 +3,23 @@
 //! Every path that is decided about was resolved by the host first, and so were the paths of the rules: a link, `..`
 //! or a second spelling changes nothing. Containment is by whole components. What is denied beats what is allowed.
 
+pub mod images;
+pub mod modules;
+mod options;
+mod site_bind;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use images::{Decision, ImageTraits};
+pub use modules::{ChosenModule, ModuleWish};
+pub use site_bind::SiteBind;
+
 use super::Policy;
 use super::file::{Located, Position};
 use super::path::{is_within, normalise};
-use super::rules::{BindRule, Listed, NameRule, PathRule, Premounted, RegistryRule, Share, Verify};
+use super::rules::{Listed, NameRule, PathRule, Premounted, RegistryRule, Share, Verify};
 use super::template::{Lookup, Origin};
 use crate::hint::Hint;
 
@@ -69,25 +78,6 @@ impl Lookup for Variables<'_> {
     }
 }
 
-/// A bind that the site wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SiteBind {
-    /// Absolute, in normal form, not resolved.
-    pub source: PathBuf,
-    /// Absolute, in normal form.
-    pub destination: PathBuf,
-    /// Whether the job may not write.
-    pub read_only: bool,
-    /// Whether a missing source leaves it out.
-    pub optional: bool,
-    /// Whether a user's wish gives way to it.
-    pub forced: bool,
-    /// Who chose the source.
-    pub origin: Origin,
-    /// The rule.
-    pub rule: Rule,
-}
-
 /// A host path as the user named it and as the host resolved it.
 #[derive(Debug, Clone, Copy)]
 pub struct HostPath<'a> {
@@ -98,35 +88,6 @@ pub struct HostPath<'a> {
 }
 
 impl Policy {
-    /// The site's binds, forced ones first, and what was left out for want of a variable.
-    ///
-    /// # Errors
-    ///
-    /// A bind that must be there names a variable without a value, or a variable that makes its path relative.
-    pub fn site_binds(&self, variables: &Variables<'_>) -> Result<(Vec<SiteBind>, Vec<String>), Refusal> {
-        let mut binds = Vec::new();
-        let mut left_out = Vec::new();
-        let forced = self.rules.binds.forced.iter().map(|rule| (rule, true, "[binds] forced"));
-        let optional = self.rules.binds.optional.iter().map(|rule| (rule, false, "[binds] optional"));
-        for (rule, forced, key) in forced.chain(optional) {
-            let place = self.rule(rule.at, key);
-            match expand(rule, forced, place.clone(), variables) {
-                Ok(bind) => binds.push(bind),
-                Err(why) if rule.optional => {
-                    left_out.push(format!("{} left out: {why} ({place})", rule.source))
-                }
-                Err(why) => {
-                    return Err(Refusal {
-                        what: format!("{} must be bound, but {why}", rule.source),
-                        rule: place,
-                        allowed: "set the variable, or ask your site to make the bind optional".to_owned(),
-                    });
-                }
-            }
-        }
-        Ok((binds, left_out))
-    }
-
     /// Whether a user may bind `path`; the rule that allowed it, if one had to.
     ///
     /// `resolve` gives the resolved form of a rule's path.
@@ -177,41 +138,6 @@ impl Policy {
         rules.filter_map(|rule| path_of(rule, variables)).collect()
     }
 
-    /// Whether an image file may be run from where it lies.
-    pub fn image_file(
-        &self,
-        path: HostPath<'_>,
-        variables: &Variables<'_>,
-        resolve: &dyn Fn(&Path) -> PathBuf,
-    ) -> Result<Option<Rule>, Refusal> {
-        let Some(directories) = &self.rules.images.directories else {
-            return Ok(None);
-        };
-        match find(&directories.rules, path.resolved, variables, resolve) {
-            Some(rule) => Ok(Some(self.rule(rule.at, "[images] directories"))),
-            None => Err(Refusal {
-                what: format!("image {}, which is outside the image directories", named(path)),
-                rule: self.rule(directories.at, "[images] directories"),
-                allowed: list("image directories", paths(directories, variables)),
-            }),
-        }
-    }
-
-    /// Whether an image may come from `repository` of the registry `host` (with its port, if not the usual one).
-    pub fn registry(&self, host: &str, repository: &str) -> Result<Option<Rule>, Refusal> {
-        let Some(registries) = &self.rules.images.registries else {
-            return Ok(None);
-        };
-        match registries.rules.iter().find(|rule| registry_matches(rule, host, repository)) {
-            Some(rule) => Ok(Some(self.rule(rule.at, "[images] registries"))),
-            None => Err(Refusal {
-                what: format!("registry {host}, repository {repository}"),
-                rule: self.rule(registries.at, "[images] registries"),
-                allowed: list("allowed registries", registries.rules.iter().map(registry_name)),
-            }),
-        }
-    }
-
     /// Whether the home directory is bound, whether read-only, and the rule if there is one.
     pub fn home(&self) -> (bool, bool, Option<Rule>) {
         let home = &self.rules.home;
@@ -223,34 +149,6 @@ impl Policy {
             (None, None) => None,
         };
         (bind, read_only, at.map(|(at, key)| self.rule(at, key)))
-    }
-
-    /// Whether `--overlay` may be used.
-    pub fn overlay(&self) -> Result<(), Refusal> {
-        let allowed = self.rules.launch.allow_overlay.as_ref();
-        self.option("--overlay", allowed, "[launch] allow_overlay")
-    }
-
-    /// Whether `--writable-tmpfs` may be used.
-    pub fn writable_tmpfs(&self) -> Result<(), Refusal> {
-        let allowed = self.rules.launch.allow_writable_tmpfs.as_ref();
-        self.option("--writable-tmpfs", allowed, "[launch] allow_writable_tmpfs")
-    }
-
-    /// Whether `--fakeroot` may be used.
-    pub fn fakeroot(&self) -> Result<(), Refusal> {
-        let allowed = self.rules.launch.allow_fakeroot.as_ref();
-        self.option("--fakeroot", allowed, "[launch] allow_fakeroot")
-    }
-
-    fn option(&self, what: &str, allowed: Option<&Located<bool>>, key: &'static str) -> Result<(), Refusal> {
-        match self.switch(allowed, true, key) {
-            (false, Some(rule)) => {
-                let allowed = "leave the option out".to_owned();
-                Err(Refusal { what: what.to_owned(), rule, allowed })
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Bytes that a private file system in memory gets: as many as `asked`, or as many as the site allows; none for
@@ -320,6 +218,11 @@ impl Policy {
         Some((tree, self.rule(tree.at, "[premounted] trees")))
     }
 
+    /// The whole of a section, wherever it stands.
+    fn whole(&self, key: &'static str) -> Rule {
+        self.rule(Position { file: 0, line: 1, column: 1 }, key)
+    }
+
     /// The rule at a place of this policy.
     pub fn rule(&self, at: Position, key: &'static str) -> Rule {
         Rule { file: self.file_at(at).to_owned(), line: at.line, key }
@@ -335,39 +238,6 @@ impl Policy {
             }
         }
     }
-}
-
-/// The bind that a rule means in this launch, or why it has none.
-fn expand(rule: &BindRule, forced: bool, place: Rule, variables: &Variables<'_>) -> Result<SiteBind, String> {
-    let source = rule.source.expand(variables).map_err(|unset| unset.to_string())?;
-    let (destination, destination_origin) = match &rule.destination {
-        Some(template) => {
-            let expanded = template.expand(variables).map_err(|unset| unset.to_string())?;
-            (expanded.text, expanded.origin)
-        }
-        None => (source.text.clone(), source.origin),
-    };
-    let root = Path::new("/");
-    for text in [&source.text, &destination] {
-        if !Path::new(text).is_absolute() {
-            return Err(format!("{} is not an absolute path", Path::new(text).display()));
-        }
-    }
-    let destination = normalise(root, Path::new(&destination));
-    if destination == root {
-        return Err("its destination is /".to_owned());
-    }
-    let chosen_by_user = source.origin == Origin::Environment || destination_origin == Origin::Environment;
-    Ok(SiteBind {
-        // Not normalised: `..` behind a link means what the host says it means.
-        source: PathBuf::from(source.text),
-        destination,
-        read_only: rule.read_only,
-        optional: rule.optional,
-        forced,
-        origin: if chosen_by_user { Origin::Environment } else { Origin::Site },
-        rule: place,
-    })
 }
 
 /// The path of a rule in this launch; none when a variable of it has no trusted value here.

@@ -154,6 +154,7 @@ impl Spec {
             startup: Startup::Nothing,
             node_cache: None,
             guise: Default::default(),
+            libraries: Vec::new(),
             about: Default::default(),
         }
     }

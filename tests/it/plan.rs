@@ -28,6 +28,7 @@ use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe,
 use hpcrun::mount::graft::Graft;
 use hpcrun::mount::plan::Op;
 use hpcrun::policy::Policy;
+use hpcrun::policy::decide::ImageTraits;
 use hpcrun::policy::rules::Share;
 
 /// A node: what it has at which path.
@@ -123,6 +124,7 @@ fn laptop() -> Node {
             environment: environment.map(|(name, value)| (name.into(), value.into())).to_vec(),
             paths: BTreeMap::new(),
             trees: BTreeMap::new(),
+            globs: BTreeMap::new(),
             localtime: Some(b"TZif2".to_vec()),
         },
         directories: vec![
@@ -228,6 +230,7 @@ fn image() -> ImageFacts {
         group: Some(b"root:x:0:\n".to_vec()),
         shell: Some("/bin/bash".into()),
         loaders: Loaders::default(),
+        traits: ImageTraits::default(),
     }
 }
 

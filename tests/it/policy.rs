@@ -24,6 +24,9 @@ use hpcrun::policy::{POLICY_PATH, Policy};
 
 use crate::support;
 
+mod paths;
+mod site;
+
 const FILE: &str = "/etc/hpcrun/policy.toml";
 
 fn policy(text: &str) -> Policy {
@@ -476,7 +479,7 @@ fn site_binds_are_expanded() {
     let ada = ada();
     let text = "[binds]\nforced = [\"/apps::ro\", { source = \"/data/$GROUP\", destination = \"/group\" }]\n\
                 optional = [\"$SCRATCH\", \"/x/$NOBODY\", \"/y/$$USER\", \"/z/$USER:/mine:ro\"]\n";
-    let (binds, left_out) = policy(text).site_binds(&ada.variables()).unwrap();
+    let (binds, left_out) = policy(text).site_binds(&ada.variables(), None).unwrap();
     let shown: Vec<String> = binds
         .iter()
         .map(|b| {
@@ -505,12 +508,12 @@ fn site_binds_are_expanded() {
 fn a_forced_bind_without_its_variable_is_refused() {
     let ada = ada();
     for text in ["[binds]\nforced = [\"$NOBODY/x\"]", "[binds]\nforced = [\"$RELATIVE/x\"]"] {
-        let refusal = policy(text).site_binds(&ada.variables()).unwrap_err();
+        let refusal = policy(text).site_binds(&ada.variables(), None).unwrap_err();
         assert_eq!(refusal.rule.line, 2);
         assert!(refusal.what.contains("must be bound"), "{refusal}");
     }
     let text = "[binds]\nforced = [{ source = \"$NOBODY/x\", optional = true }]";
-    assert_eq!(policy(text).site_binds(&ada.variables()).unwrap().0.len(), 0);
+    assert_eq!(policy(text).site_binds(&ada.variables(), None).unwrap().0.len(), 0);
 }
 
 #[test]
@@ -937,4 +940,14 @@ fn owners() {
     ] {
         assert_eq!(owner.is(uid, name.map(OsStr::new), 1000), is, "{owner:?} {uid} {name:?}");
     }
+}
+
+/// Every key has a default to show, and none that is not a key.
+#[test]
+fn every_key_has_its_default() {
+    let defaults: Vec<&str> = hpcrun::policy::defaults::DEFAULTS.iter().map(|(key, _)| *key).collect();
+    let known = keys();
+    let of_sections: Vec<&str> =
+        known.iter().map(String::as_str).filter(|key| !key.starts_with("modules.")).collect();
+    assert_eq!(defaults, of_sections);
 }

@@ -120,6 +120,65 @@ impl RegistriesConf {
         Ok(unknown_keys(text))
     }
 
+    /// Puts mirrors before all others of what `prefix` covers, `host[:port][/repository]` as they are; `at` says so.
+    /// What files say of a part of `prefix` gets them, too.
+    pub fn prefer_mirrors(&mut self, prefix: &str, locations: &[String], at: Place) {
+        let mirrors = |rest: &str| {
+            let mirror = |location: &String| Mirror {
+                location: format!("{location}{rest}"),
+                insecure: false,
+                serves: Serves::All,
+            };
+            locations.iter().map(mirror).collect::<Vec<Mirror>>()
+        };
+        for rule in &mut self.rules {
+            let below =
+                rule.prefix.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+            if let Some(rest) = below {
+                rule.mirrors.splice(0..0, mirrors(rest));
+            }
+        }
+        if self.rules.iter().any(|rule| rule.prefix == prefix) {
+            return;
+        }
+        // A wider rule of a file holds on, but for its mirrors coming second.
+        let wider = self.rules.iter().filter_map(|rule| Some((matching_length(prefix, &rule.prefix)?, rule)));
+        let wider = wider.max_by_key(|(length, _)| *length).map(|(length, rule)| (length, rule.clone()));
+        let mut mirrors = mirrors("");
+        let mut rule = RegistryRule {
+            prefix: prefix.to_owned(),
+            location: None,
+            insecure: false,
+            blocked: false,
+            mirrors: Vec::new(),
+            at,
+        };
+        if let Some((length, wider)) = wider {
+            let rest = prefix.get(length..).unwrap_or_default();
+            mirrors.extend(
+                wider.mirrors.iter().map(|mirror| Mirror {
+                    location: format!("{}{rest}", mirror.location),
+                    ..mirror.clone()
+                }),
+            );
+            let location = wider.location.as_ref().map(|location| format!("{location}{rest}"));
+            rule = RegistryRule { prefix: prefix.to_owned(), location, ..wider };
+        }
+        rule.mirrors = mirrors;
+        self.rules.push(rule);
+    }
+
+    /// Every place that `reference` would be asked of in the registry's stead, with the rule that says so.
+    pub fn detours(&self, reference: &Reference) -> Vec<(String, Place)> {
+        let Some((rule, length)) = self.rule_for(reference) else {
+            return Vec::new();
+        };
+        let text = format!("{}/{}", reference.registry(), reference.repository());
+        let rest = text.get(length..).unwrap_or_default();
+        let locations = rule.mirrors.iter().map(|mirror| &mirror.location).chain(&rule.location);
+        locations.map(|location| (format!("{location}{rest}"), rule.at.clone())).collect()
+    }
+
     /// The rule with the longest prefix that `reference` begins with, and how many bytes of its text that is.
     pub(super) fn rule_for(&self, reference: &Reference) -> Option<(&RegistryRule, usize)> {
         let text = reference.to_string();

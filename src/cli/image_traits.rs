@@ -1,0 +1,87 @@
+//! What the site's policy judges of an opened image file.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::cli::image_file::{ImageFile, Signed};
+use crate::cli::report::{Failure, chain};
+use crate::elf::library_cache;
+use crate::image::digest::Digest;
+use crate::image::trailer::SectionKind;
+use crate::launch::modules::library_candidates;
+use crate::policy::Policy;
+use crate::policy::decide::ImageTraits;
+use crate::policy::rules::images::Format;
+use crate::sys::caller;
+
+/// The largest `ld.so.cache` that is read, bytes.
+const LIBRARY_CACHE_LIMIT: u64 = 4 << 20;
+
+/// Looks no further than `policy` asks.
+pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Failure> {
+    let metadata = image.filesystem.file().metadata().map_err(|error| {
+        Failure::plain(format!("cannot tell whose {} is: {}", image.path.display(), chain(&error)))
+    })?;
+    let uid = metadata.uid();
+    let owner = match policy.asks_for_owner_names() {
+        true => caller::user_entry(uid).ok().flatten().map(|entry| entry.name),
+        false => None,
+    };
+    let format = match (image.contents(), image.sif) {
+        (_, Some(_)) => Format::Sif,
+        (Some(_), None) => Format::Hpcrun,
+        (None, None) => Format::Squashfs,
+    };
+    let signatures = image.contents().and_then(|contents| contents.section_length(SectionKind::Signatures));
+    let provenance = image.provenance()?;
+    let reference = provenance.as_ref().and_then(|provenance| provenance.origin.strip_prefix("docker://"));
+    let mut digests = Vec::new();
+    if let Some(provenance) = &provenance {
+        digests.push(provenance.manifest_digest.clone());
+        digests.extend(config_digest(image, policy));
+        for layer in &provenance.layers {
+            digests.extend(layer.digest.clone());
+            digests.push(layer.diff_id.clone());
+        }
+    }
+    Ok(ImageTraits {
+        uid,
+        owner,
+        format: Some(format),
+        reference: reference.map(str::to_owned),
+        digests,
+        is_signed: signatures.is_some_and(|length| length > 0) || image.sif == Some(Signed::NotChecked),
+        sonames: sonames(image, policy)?,
+    })
+}
+
+/// The digest of the image's config, if anybody cares.
+fn config_digest(image: &ImageFile, policy: &Policy) -> Option<String> {
+    if policy.rules().images.deny_digests.is_empty() {
+        return None;
+    }
+    let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
+    let config = image.contents()?.required(SectionKind::Config, &read_at).ok()?;
+    Some(Digest::of(&config).as_str().to_owned())
+}
+
+/// Those of the policy's sonames that the image has: by its cache of libraries, else in the usual directories.
+fn sonames(image: &ImageFile, policy: &Policy) -> Result<Vec<String>, Failure> {
+    let mut wanted = policy.module_sonames().peekable();
+    if wanted.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let cache = image.filesystem.small_file(b"/etc/ld.so.cache", LIBRARY_CACHE_LIMIT).ok().flatten();
+    let cache = cache.unwrap_or_default();
+    let mut found = Vec::new();
+    for soname in wanted {
+        let mut has = library_cache::path_of(&cache, soname.as_bytes()).is_some();
+        for candidate in library_candidates(soname) {
+            has = has || image.resolve(candidate.as_os_str().as_bytes())?.is_some();
+        }
+        if has {
+            found.push(soname.to_owned());
+        }
+    }
+    Ok(found)
+}

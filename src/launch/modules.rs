@@ -1,0 +1,137 @@
+//! What the modules of the site bring into a launch. Pure.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::binds::{Bind, Party, Shown};
+use super::plan::{ImageFacts, PlanError};
+use super::request::Request;
+use crate::host::{Host, Kind};
+use crate::mount::plan::{Access, Need, Reason};
+use crate::policy::decide::{ChosenModule, ModuleWish};
+use crate::policy::rules::modules::ModuleAbi;
+use crate::policy::{Policy, Rule};
+
+/// A host library that a module wants injected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleLibrary {
+    /// Absolute; the last component may have `*` and `?`.
+    pub path: String,
+    /// How alike it must be to the image's own of its name.
+    pub abi: ModuleAbi,
+    /// The module's rule.
+    pub reason: Reason,
+}
+
+/// The modules of a launch.
+pub fn chosen<'p>(
+    request: &Request,
+    image: &ImageFacts,
+    policy: &'p Policy,
+    host: &Host,
+) -> Result<Vec<ChosenModule<'p>>, PlanError> {
+    let wish = ModuleWish {
+        requested: &request.modules,
+        image: image.traits.name(&image.path),
+        sonames: &image.traits.sonames,
+        hostname: &host.hostname,
+    };
+    Ok(policy.modules(&wish)?)
+}
+
+/// A line for each module, for `--explain`.
+pub fn decisions(modules: &[ChosenModule<'_>]) -> Vec<(String, Reason)> {
+    let line = |chosen: &ChosenModule<'_>| {
+        let why = if chosen.is_requested { "--module" } else { "matches" };
+        (format!("module {} ({why})", chosen.module.name), reason(&chosen.rule))
+    };
+    modules.iter().map(line).collect()
+}
+
+/// The libraries of all modules.
+pub fn libraries(modules: &[ChosenModule<'_>], policy: &Policy) -> Vec<ModuleLibrary> {
+    let mut libraries = Vec::new();
+    for chosen in modules {
+        let (paths, abi) = chosen.libraries();
+        for path in paths {
+            let reason = reason(&policy.rule(path.at, "[modules] libraries"));
+            libraries.push(ModuleLibrary { path: path.value.clone(), abi, reason });
+        }
+    }
+    libraries
+}
+
+/// The devices of modules, where the job does not have all of the host's.
+pub fn devices(request: &Request, modules: &[ChosenModule<'_>], policy: &Policy, host: &Host) -> Vec<Bind> {
+    if request.contain.is_none() {
+        return Vec::new();
+    }
+    let mut binds: Vec<Bind> = Vec::new();
+    for glob in modules.iter().flat_map(|chosen| &chosen.module.devices) {
+        let rule = policy.rule(glob.at, "[modules] devices");
+        for path in host.globs.get(&glob.value).into_iter().flatten() {
+            binds.extend(device(path, &rule, host).filter(|bind| !binds.contains(bind)));
+        }
+    }
+    binds
+}
+
+fn device(path: &Path, rule: &Rule, host: &Host) -> Option<Bind> {
+    let fact = host.paths.get(path)?;
+    let is_directory = fact.kind == Kind::Directory;
+    // A link below /dev leads where somebody else chose.
+    let is_there = is_directory || fact.kind == Kind::File;
+    (is_there && fact.resolved.starts_with("/dev")).then(|| Bind {
+        shown: Shown::Host { path: fact.resolved.clone(), need: Need::Optional, is_directory },
+        destination: path.to_owned(),
+        access: Access::ReadWrite,
+        party: Party::Default,
+        reason: reason(rule),
+    })
+}
+
+/// Every pattern of host paths that a plan wants to find in [`Host::globs`].
+pub fn globs_to_probe(request: &Request, policy: &Policy) -> Vec<String> {
+    if request.contain.is_none() {
+        return Vec::new();
+    }
+    policy.rules().modules.iter().flat_map(|module| &module.devices).map(|glob| glob.value.clone()).collect()
+}
+
+/// What is said of modules that this version cannot give whole.
+pub fn warnings(libraries: &[ModuleLibrary]) -> Vec<String> {
+    let first = libraries.first().map(|library| {
+        format!("{} and other libraries of modules are not injected ({})", library.path, library.reason)
+    });
+    first.into_iter().collect()
+}
+
+fn reason(rule: &Rule) -> Reason {
+    Reason::Policy { file: rule.file.clone(), line: rule.line }
+}
+
+/// Names of an option with commas.
+pub fn names(typed: &[OsString]) -> Vec<OsString> {
+    typed
+        .iter()
+        .flat_map(|list| super::mount_option::split_list(list))
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// Where the libraries of an image are looked for by name, when its cache does not know them.
+pub const LIBRARY_DIRECTORIES: [&str; 8] = [
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+];
+
+/// The candidates for a library of an image.
+pub fn library_candidates(soname: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    LIBRARY_DIRECTORIES.iter().map(move |directory| Path::new(directory).join(soname))
+}
