@@ -222,6 +222,50 @@ mod tests {
     }
 
     #[test]
+    fn mirrors_of_the_site_come_first() {
+        let mut options = options(CONF);
+        let at = || Place { path: "/etc/hpcrun/policy.toml".into(), line: 7 };
+        let mut prefer = |prefix: &str, mirrors: &[&str]| {
+            let mirrors: Vec<String> = mirrors.iter().map(|mirror| (*mirror).to_owned()).collect();
+            options.registries.prefer_mirrors(prefix, &mirrors, at());
+        };
+        prefer("example.com", &["site.example/com"]);
+        prefer("example.com/foo/deep", &["site.example/deep", "second.example:5000"]);
+        prefer("plain.site", &["site.example/plain"]);
+        prefer("bad.site/x", &["site.example/bad"]);
+        check(
+            &options,
+            "example.com/foo/image:1",
+            &[
+                "site.example/com/foo/image",
+                "mirror-0.site/mirror-for-foo/image",
+                "mirror-1.site:5000/mirrors/foo/image insecure digests",
+                "internal.example.net/bar/image",
+            ],
+        );
+        check(
+            &options,
+            "example.com/foo/deep/image:1",
+            &[
+                "site.example/deep/image",
+                "second.example:5000/image",
+                "site.example/com/foo/deep/image",
+                "mirror-0.site/mirror-for-foo/deep/image",
+                "mirror-1.site:5000/mirrors/foo/deep/image insecure digests",
+                "internal.example.net/bar/deep/image",
+            ],
+        );
+        check(&options, "example.com/other:1", &["site.example/com/other", "example.com/other"]);
+        check(&options, "plain.site/a:1", &["site.example/plain/a", "plain.site/a"]);
+        check(&options, "plain.site.org/a:1", &["plain.site.org/a"]);
+        // What a file forbids, no mirror gives.
+        let blocked = Reference::parse("bad.site/x/y").unwrap();
+        assert!(endpoints(&blocked, &options).is_err());
+        let detours = options.registries.detours(&Reference::parse("plain.site/a:1").unwrap());
+        assert_eq!(detours, [("site.example/plain/a".to_owned(), at())]);
+    }
+
+    #[test]
     fn mirrors_then_the_location() {
         let options = options(CONF);
         check(
