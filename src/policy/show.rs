@@ -212,9 +212,7 @@ mod tests {
         );
         check(
             &[
-                "[binds]\nforced = [{ source = \"/a\", when = \"x\\\"y\" }]\nenv.set.A = \"1\"\n"
-                    .replace("env.set.A = \"1\"\n", "")
-                    .as_str(),
+                "[binds]\nforced = [{ source = \"/a\", when = \"x\\\"y\" }]\n",
                 "env.set.A = \"1\"\n[binds]\nforced = [\"/c\"]\nallowed = []\n",
             ],
             &[

@@ -430,7 +430,7 @@ fn the_worked_examples_do_what_they_are_for() {
         ("laptop", &[], &["sh", "-c", "! test -e $HOME/.profile && echo ok"], 0, &["ok"]),
         ("laptop", &["--bind", &home], &["true"], 122, &["which shows", ".ssh", "[binds] denied"]),
         ("laptop", &["--env", "LD_PRELOAD=/x"], &["true"], 122, &["[env] unset"]),
-        ("slurm-gpu", &[], &["true"], 125, &["/opt/site"]),
+        ("slurm-gpu", &[], &["true"], 122, &["[images] directories", "/project"]),
         ("cray-slingshot", &[], &["true"], 122, &["[images] directories", "/lus"]),
         (
             "air-gapped",
@@ -444,7 +444,7 @@ fn the_worked_examples_do_what_they_are_for() {
         ("teaching-cluster", &["--no-home"], &["true"], 122, &["--no-home", "[launch] allow_no_home"]),
         ("teaching-cluster", &["--bind", "/etc:/x"], &["true"], 122, &["bind of /etc", "[binds] allowed"]),
         ("teaching-cluster", &["--bind", "/usr/lib:/course"], &["true"], 122, &["[binds] allowed"]),
-        ("teaching-cluster", &["--writable-tmpfs=2GiB"], &["true"], 122, &["[launch] max_tmpfs"]),
+        ("teaching-cluster", &["--writable-tmpfs=2147483648"], &["true"], 122, &["[launch] max_tmpfs"]),
     ];
     let mut seen: Vec<&str> = Vec::new();
     for (name, options, command, status, words) in cases {
