@@ -115,7 +115,8 @@ impl Store {
             let mut leftovers = Temporary::abandoned(directory.as_fd());
             for name in file::names(directory.as_fd()) {
                 let is_old = |most| age(directory.as_fd(), &name).is_some_and(|age| age > most);
-                let is_lease = Key::is_lease_name(&name) && is_old(LEASE_AGE);
+                let is_dead = || super::lease::is_dead(directory.as_fd(), &name);
+                let is_lease = Key::is_lease_name(&name) && (is_dead() || is_old(LEASE_AGE));
                 let is_step = place == STEPS && StepRecord::is_file_name(&name) && is_old(STEP_AGE);
                 if is_lease || is_step {
                     leftovers.push(name);

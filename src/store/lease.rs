@@ -5,7 +5,7 @@
 //! watches: one that does not change for long enough by the watcher's own clock is dead, and the next number is taken, by
 //! one of all who wait. Clocks of different nodes are never compared.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -131,6 +131,11 @@ fn highest(directory: BorrowedFd<'_>, key: &Key) -> Option<Found> {
     let number = numbers.max()?;
     let opened = file::open_regular(directory, &OsString::from(format!("{prefix}{number}")))?;
     Some(Found { number, holder: holder(&opened), beat: beat(&opened)? })
+}
+
+/// Whether a lease is of a process of this node that is gone.
+pub(super) fn is_dead(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
+    file::open_regular(directory, name).is_some_and(|lease| is_dead_here(&holder(&lease)))
 }
 
 fn beat(lease: &File) -> Option<(i64, i64, u64)> {

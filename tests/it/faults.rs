@@ -208,7 +208,7 @@ impl Bench {
 }
 
 /// The library of faults, compiled once.
-fn shim() -> &'static Path {
+pub(crate) fn shim() -> &'static Path {
     static SHIM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = SHIM.get_or_init(|| {
         let dir = support::scratch();

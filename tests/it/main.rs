@@ -56,6 +56,7 @@ mod soak;
 mod sources;
 mod squashfs_reader;
 mod squashfs_writer;
+mod store;
 mod tar_peers;
 mod tar_reader;
 mod tidy;
