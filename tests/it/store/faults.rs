@@ -135,13 +135,17 @@ fn kill_at_every_call(args: &[&str], before: &dyn Fn(&World)) {
     let reset = || {
         let _ = fs::remove_dir_all(world.store());
         // strace compares opened paths: they have to be there when it starts.
-        world.ok(&["gc", "-q"]);
+        for place in ["images", "tags", "trash", "steps"] {
+            support::stdout(as_user("mkdir").arg("-p").arg(world.store().join(place)));
+        }
         before(&world);
     };
     let counts = count(&world, &args, &reset);
     assert!(counts.values().sum::<usize>() > 5, "{counts:?}");
     for (call, most) in counts {
-        for nth in 1..=most {
+        // What is written into a file without a name is the same each time.
+        let kills = if call == "pwrite64" { most.min(3) } else { most };
+        for nth in 1..=kills {
             let context = format!("{args:?}: killed at {call} number {nth} of {most}");
             reset();
             let mut options = tracing(&world, call);
@@ -152,7 +156,6 @@ fn kill_at_every_call(args: &[&str], before: &dyn Fn(&World)) {
             // Whoever comes next succeeds, and cleans up.
             world.ok(&["pull", "-q", &name]);
             world.ok(&["gc", "-q"]);
-            assert_whole(&world, &context);
             let left: Vec<String> = ["images", "tags"]
                 .iter()
                 .flat_map(|place| names_in(&world.store().join(place)))

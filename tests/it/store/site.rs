@@ -53,7 +53,10 @@ fn what_root_pulls_everybody_runs_and_nobody_changes() {
     world.ok(&["rm", &name]);
     assert_eq!(world.version(&name), "one");
     // Root's --user is root's own.
-    support::stdout(&mut world.root(&["pull", "--user", &name]));
+    let mut own = world.root(&["pull", "--user", &name]);
+    assert_fails(&run(&mut own), 125, &["the owner is user"]);
+    support::stdout(own.env("HPCRUN_STORE", world.at("of-root")));
+    assert_eq!(names_in(&world.at("of-root/images")).len(), 1);
     assert_eq!(names_in(&world.at("site/images")).len(), 1);
     let output = run(&mut world.root(&["gc"]));
     assert!(stderr(&output).contains(&world.at("site").display().to_string()), "{}", stderr(&output));

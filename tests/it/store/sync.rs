@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{World, digest, small, stderr};
 use crate::busybox_image::names_in;
@@ -85,7 +87,11 @@ fn what_fails_keeps_nothing_else_from_being_done() {
 
 #[test]
 fn when_an_image_is_fetched() {
-    let world = World::new(small("one"));
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let gone = Arc::clone(&is_gone);
+    let world = World::scripted(small("one"), move |image, request| {
+        if gone.load(Ordering::Relaxed) { Reply::new(404).body("{}") } else { honest(image, request) }
+    });
     let name = world.name();
     let list = |update: &str| format!("[[image]]\nfrom = '{name}'\nupdate = '{update}'\n");
     sync(&world, &list("if-missing"), &[]);
