@@ -104,7 +104,7 @@ pub(crate) fn into_store(
     let key = Key::new(opened.image().manifest_digest.clone(), &opened.parameters()?);
     let mut fetched = None;
     // Held until the names are there: nobody need look whether they come.
-    let mut _lease = None;
+    let mut lease = None;
     if options.force || !store.revive(&key).map_err(failed)? {
         if !options.force {
             let mut waiting = |holder: &str| {
@@ -112,9 +112,9 @@ pub(crate) fn into_store(
                     output::message(&format!("waiting for another hpcrun that fetches {source} ({holder})"));
                 }
             };
-            _lease = store.turn(&key, &mut waiting).map_err(failed)?;
+            lease = store.turn(&key, &mut waiting).map_err(failed)?;
         }
-        if options.force || _lease.is_some() {
+        if options.force || lease.is_some() {
             let destination = Destination { path: store.image_path(&key), force: options.force };
             match opened.write(&destination, quiet) {
                 Ok(summary) => {
@@ -133,6 +133,7 @@ pub(crate) fn into_store(
             before = tagged.before;
         }
     }
+    drop(lease);
     Ok(Pulled { key, before, fetched })
 }
 
