@@ -64,6 +64,7 @@ use crate::sys::privilege;
 
 /// Parses the command line, runs the verb and turns its outcome into the exit status.
 pub fn main() -> ExitCode {
+    crate::sys::names::use_builtin_services();
     let cli = match Cli::try_parse_from(slurm_task::command_line()) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(explain_usage(&error)),

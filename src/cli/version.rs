@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
+use crate::cli::doctor::keeps;
+use crate::cli::site;
 use crate::policy::POLICY_PATH;
 
 /// Version and target: `0.1.0 (x86_64-linux-gnu, static)`.
@@ -37,6 +39,10 @@ pub(crate) fn long() -> String {
         ("site policy", POLICY_PATH.to_owned()),
     ] {
         let _ = writeln!(text, "{name:<16}{value}");
+    }
+    // A broken policy names no directories; 'hpcrun doctor' says what is wrong with it.
+    for (name, path) in site::policy().map(|policy| keeps::directories(&policy)).unwrap_or_default() {
+        let _ = writeln!(text, "{name:<16}{}", path.display());
     }
     text
 }

@@ -73,7 +73,7 @@ pub fn user_entry(uid: u32) -> Result<Option<UserEntry>, Error> {
     Ok(entry.or_else(|| if IS_STATIC { parse_user(&getent("passwd", uid)?) } else { None }))
 }
 
-/// A static program finds no modules of nsswitch.conf: users of LDAP and SSSD are unknown to its C library.
+/// A static program has no modules of nsswitch.conf ([`super::names`]): its C library does not know users of LDAP and SSSD.
 const IS_STATIC: bool = cfg!(target_feature = "crt-static");
 
 /// The host's own word on an id: the line that `getent DATABASE ID` prints, none if it knows none.

@@ -14,6 +14,7 @@ pub mod fuse;
 pub mod known;
 pub mod lock;
 pub mod mount;
+pub mod names;
 pub mod namespace;
 pub mod notice;
 pub mod path;

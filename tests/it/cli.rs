@@ -227,20 +227,6 @@ fn a_squashfs_of_mksquashfs_is_inspected_and_run() {
 }
 
 #[test]
-fn doctor_approves_of_this_node() {
-    let dir = scratch();
-    let shown = stdout(hpcrun(["doctor"]).current_dir(dir.path()));
-    assert!(shown.lines().last().is_some_and(|line| line.starts_with("ok   launch")), "{shown}");
-    for check in ["kernel", "user namespaces", "/dev/fuse", "site policy"] {
-        assert!(shown.contains(&format!(" {check} ")), "no {check} in {shown}");
-    }
-    let document: Value = serde_json::from_str(&stdout(&mut hpcrun(["doctor", "--json"]))).expect("JSON");
-    assert_eq!(document["usable"], true);
-    assert!(document["checks"].as_array().is_some_and(|checks| checks.len() > 10), "{document}");
-    assert_eq!(names_in(dir.path()), [""; 0]);
-}
-
-#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let script =
         r#"set -o pipefail; "$@" | head -c 1 >/dev/null; exec 3>&1; "$@" | true; echo "${PIPESTATUS[0]}""#;

@@ -1,6 +1,7 @@
 //! `hpcrun doctor`: what this node offers and lacks, what of an image fits it, and a launch as the proof.
 
 mod image;
+pub(crate) mod keeps;
 mod trial;
 
 use std::path::{Path, PathBuf};
@@ -8,8 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cli::report::Failure;
-use crate::cli::version;
-use crate::cli::{output, site};
+use crate::cli::{output, site, version};
 use crate::host::doctor::{self, Check, Status, Subject, site as site_checks};
 use crate::host::{Host, probe};
 use crate::policy::{POLICY_PATH, Policy};
@@ -17,6 +17,9 @@ use site_checks::PolicyOutcome;
 
 /// Something keeps images, or this image, from running.
 const STATUS_UNUSABLE: u8 = 1;
+
+/// What a site's policy is made of.
+const SITE_FILES: [&str; 2] = [POLICY_PATH, "/etc/hpcrun/policy.d"];
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -41,6 +44,9 @@ pub(crate) fn run(args: &Doctor) -> Result<u8, Failure> {
     }
     let (outcome, policy) = policy();
     checks.push(site_checks::policy(Path::new(POLICY_PATH), &outcome));
+    if let Some(policy) = &policy {
+        checks.extend(keeps::gather(policy).iter().map(site_checks::keep));
+    }
     if let Some(path) = &args.image {
         checks.extend(image::checks(path, host, policy.as_ref()));
     }
