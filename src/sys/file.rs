@@ -3,7 +3,7 @@
 //! All names are relative to a directory held open, so that nobody can exchange it under a long conversion.
 #![expect(
     unsafe_code,
-    reason = "statx has no safe wrapper, renameat2 none with musl, dup3 none that leaves the descriptor to its owner"
+    reason = "statx has no safe wrapper, dup3 none that leaves the descriptor to its owner"
 )]
 
 use std::ffi::{OsStr, OsString};
@@ -20,6 +20,7 @@ use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Error;
+use super::rename::{RenameFlags, renameat2};
 
 /// Makes a call again for as long as signals interrupt it, which network file systems allow anywhere.
 pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
@@ -158,7 +159,7 @@ pub fn move_new(
     other: BorrowedFd<'_>,
     to: &OsStr,
 ) -> Result<bool, Error> {
-    match uninterrupted(|| rename_noreplace(directory, from, other, to)) {
+    match uninterrupted(|| renameat2(directory, from, other, to, RenameFlags::RENAME_NOREPLACE)) {
         Ok(()) => return Ok(true),
         Err(Errno::EEXIST) => return Ok(false),
         // NFS and others know no flags; link(2) is atomic there.
@@ -174,24 +175,6 @@ pub fn move_new(
         Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(Error::new(format!("linkat({from:?}, {to:?})"), errno)),
     }
-}
-
-/// Wrapper for `renameat2(2)` with `RENAME_NOREPLACE`, by its number: the C library musl has no function for it.
-fn rename_noreplace(
-    directory: BorrowedFd<'_>,
-    from: &OsStr,
-    other: BorrowedFd<'_>,
-    to: &OsStr,
-) -> nix::Result<()> {
-    use nix::NixPath as _;
-    let (fd, other) = (directory.as_raw_fd(), other.as_raw_fd());
-    let call = |from: &std::ffi::CStr, to: &std::ffi::CStr| {
-        // SAFETY: the kernel reads two terminated strings.
-        unsafe {
-            libc::syscall(libc::SYS_renameat2, fd, from.as_ptr(), other, to.as_ptr(), libc::RENAME_NOREPLACE)
-        }
-    };
-    Errno::result(from.with_nix_path(|from| to.with_nix_path(|to| call(from, to)))??).map(drop)
 }
 
 /// Makes a directory with `mode`, less the umask. One that exists is left as it is.

@@ -20,6 +20,7 @@ pub mod notice;
 pub mod path;
 pub mod privilege;
 pub mod process;
+mod rename;
 pub mod shared;
 pub mod signal;
 pub mod temporary;
