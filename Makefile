@@ -4,7 +4,7 @@ CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 PEERS ?= .demo/peers
 
-.PHONY: help build spank test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
+.PHONY: help build spank dist test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
@@ -12,6 +12,7 @@ help:
 	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
 	@echo 'make build            target/release/hpcrun'
 	@echo 'make spank            target/release/libhpcrun_spank.so, for the Slurm that is installed  [SLURM_VERSION=23.11.4 for another]'
+	@echo 'make dist             static program, Debian package, RPM, tarball and their checksums, in dist/'
 	@echo 'make man              manual pages and shell completions, in target/manual/'
 	@echo 'make lint             formatting, clippy, licences and advisories of dependencies'
 	@echo 'make bench            measure against peers, 40 minutes; bench-convert, bench-launch, bench-read, bench-startup: one'
@@ -29,6 +30,9 @@ build:
 # Slurm takes a plugin of its own release only.
 spank:
 	SLURM_VERSION=$(SLURM_VERSION) $(CARGO) build --release --locked --package hpcrun-spank
+
+dist: setup
+	@CARGO='$(CARGO)' scripts/dist/build dist
 
 man:
 	$(CARGO) run --quiet --locked --example manual target/manual

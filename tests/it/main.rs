@@ -22,6 +22,7 @@ mod budgets;
 mod busybox_image;
 mod cli;
 mod convert;
+mod dist;
 mod doctor;
 mod enact;
 mod export;
