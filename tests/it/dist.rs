@@ -212,7 +212,7 @@ fn the_units_are_well_formed_and_name_the_installed_program() {
         assert!(run(&mut command).status.success());
         let service =
             fs::read_to_string(directory.path().join("lib/systemd/system/hpcrun-sync.service")).unwrap();
-        let line = format!("ExecStart={prefix}/bin/hpcrun sync /etc/hpcrun/images.toml");
+        let line = format!("ExecStart={prefix}/bin/hpcrun sync --site /etc/hpcrun/images.toml");
         assert!(service.lines().any(|found| found == line), "{service}");
         for unit in ["hpcrun-sync.service", "hpcrun-sync.timer"] {
             let text = fs::read_to_string(directory.path().join("lib/systemd/system").join(unit)).unwrap();

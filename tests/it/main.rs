@@ -16,6 +16,7 @@ mod support;
 
 mod acceptance;
 mod accounting;
+mod admin_day;
 mod bad_input;
 mod benches;
 mod budgets;

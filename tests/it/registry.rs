@@ -84,7 +84,7 @@ fn check_error(error: &SourceError, text: &str, part: &str) {
 // ---- a real registry -------------------------------------------------------------------------------------------
 
 /// Debian's docker-registry; killed on drop.
-struct Real {
+pub(crate) struct Real {
     child: Child,
     port: u16,
 }
@@ -98,7 +98,7 @@ impl Drop for Real {
 
 impl Real {
     /// Starts one that keeps its data in `directory`; `extra` is appended to the `http:` section or below.
-    fn start(directory: &Path, extra: &str) -> Real {
+    pub(crate) fn start(directory: &Path, extra: &str) -> Real {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = directory.join("registry.yml");
         let data = directory.join("data");
@@ -123,13 +123,20 @@ impl Real {
         real
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 }
 
 fn skopeo(args: &[&str]) -> String {
     support::stdout(Command::new("skopeo").args(args))
+}
+
+/// Pushes an image of one layer, by way of a layout in `directory`, which is made.
+pub(crate) fn push(directory: &Path, to: &str, layer: &[u8]) {
+    let layout = Layout::of(directory, &Image::new("amd64", &[layer.to_vec()], Packing::Gzip));
+    let from = format!("oci:{}:v1", layout.0.display());
+    skopeo(&["copy", "-q", "--dest-tls-verify=false", &from, to]);
 }
 
 #[test]
@@ -180,7 +187,7 @@ fn a_plain_registry_pushed_by_skopeo() {
 }
 
 /// A certificate authority and a certificate of 127.0.0.1.
-fn make_certificates(directory: &Path) {
+pub(crate) fn make_certificates(directory: &Path) {
     let script = r#"
         openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=hpcrun-test-ca
         openssl req -newkey rsa:2048 -nodes -keyout key.pem -out request.pem -subj /CN=127.0.0.1
