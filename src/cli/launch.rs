@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
@@ -24,9 +25,10 @@ use crate::host::{Host, probe};
 use crate::launch;
 use crate::launch::command::shell_candidates;
 use crate::launch::enact::{self, Event};
+use crate::launch::gpu::ImageLibraries;
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::inject::Loaders;
-use crate::launch::plan::{FileId, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
+use crate::launch::plan::{FileId, HostCommand, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
 use crate::launch::record::Role;
 use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
@@ -189,12 +191,15 @@ fn planned(
     let fits =
         |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
     probe::add_globs(&mut host, launch::modules::globs_to_probe(request, policy), &fits);
+    let wish = launch::gpu::wish(request, policy).map_err(|refusal| plan_failure(&refusal.into()))?;
+    host.gpu = probe::gpu(&wish);
     let paths = launch::paths_to_probe(request, policy, &host);
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
     let mut facts = facts(&image, &host, policy)?;
     if launch::plan::needs_loaders(request, policy, &host) {
         facts.loaders = loaders::of_image(&image)?;
+        facts.libraries = loaders::libraries(&image, facts.loaders.cache.as_deref())?;
     }
     probe::add_trees(&mut host, launch::trees_to_probe(&facts, policy));
     for backing in host.trees.values_mut().filter_map(|tree| tree.backing.as_mut()) {
@@ -262,6 +267,7 @@ fn become_job(
     grafts: Grafts,
     log: &mut LaunchLog,
 ) -> Result<Infallible, Failure> {
+    plan.before.iter().for_each(run_first);
     let mut observer = |event: Event<'_>| match event {
         Event::Creating => log.open(),
         Event::Created { is_shared } => log.launched(if is_shared { Role::First } else { Role::Alone }),
@@ -270,6 +276,18 @@ fn become_job(
     };
     enact::enact(plan, images, grafts, &mut observer)
         .map_err(|error| Failure::new(&error).with_status(error.exit_status()))
+}
+
+/// Runs a program of the host. That it fails is told; whether the job can do without is the job's to find out.
+fn run_first(command: &HostCommand) {
+    let HostCommand { program, arguments, reason } = command;
+    log::info!("run {} {}  # {reason}", program.display(), arguments.join(" "));
+    let mut child = std::process::Command::new(program);
+    match child.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => log::warn!("{} failed ({status}); {reason}", program.display()),
+        Err(error) => log::warn!("cannot run {}: {}; {reason}", program.display(), error.kind()),
+    }
 }
 
 /// What the plan needs to know of the image.
@@ -311,6 +329,7 @@ fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, 
         shell,
         loaders: Loaders::default(),
         traits: image_traits::of(image, policy)?,
+        libraries: ImageLibraries::default(),
     })
 }
 

@@ -90,6 +90,24 @@ pub(crate) struct LaunchOptions {
     /// Take modules of the site: binds, variables and libraries that belong together; may be repeated
     #[arg(long = "module", value_name = "NAME[,...]")]
     pub(crate) modules: Vec<OsString>,
+    /// Whose GPU driver of this node to show: auto, none, nvidia, amd, intel or cdi:NAME[,NAME] [default: auto]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) gpu: Option<OsString>,
+    /// The same as --gpu=nvidia
+    #[arg(long, conflicts_with_all = ["gpu", "rocm"])]
+    pub(crate) nv: bool,
+    /// The same as --gpu=amd
+    #[arg(long, conflicts_with = "gpu")]
+    pub(crate) rocm: bool,
+    /// What of NVIDIA's driver to show: compute, utility, video, graphics, display, ngx or all [default: as the image says]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) gpu_caps: Option<String>,
+    /// Use the image's own CUDA libraries for older drivers [default: where the node's driver is too old]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub(crate) cuda_compat: Option<CudaCompat>,
+    /// Look for NVIDIA's driver, /dev, /proc and /sys in this tree
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) driver_root: Option<PathBuf>,
     /// Start-up profile to read ahead by [default: the image file's, else IMAGE.profile]
     #[arg(long, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,
@@ -113,6 +131,17 @@ pub(crate) enum Share {
     Job,
     /// Nobody
     None,
+}
+
+/// When the image's CUDA compatibility libraries are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CudaCompat {
+    /// Where the node's driver is too old for the image
+    Auto,
+    /// Never
+    Never,
+    /// Wherever the image has them
+    Always,
 }
 
 /// Permission bits as umask(1) takes them.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum as _;
 
 use crate::cli::convert_args::parse_size;
+use crate::cli::gpu_request;
 use crate::cli::launch_args::{LaunchOptions, Share, parse_umask};
 use crate::cli::launch_env::Ambient;
 use crate::cli::report::Failure;
@@ -70,6 +71,7 @@ fn of_options(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Request,
             ipc: containall || set(options.ipc, &["IPC"])?,
         },
         umask: umask(options, ambient)?,
+        gpu: gpu_request::of_options(options, ambient)?,
         ..Request::default()
     };
     request.binds = binds(options, ambient, &mut request.scratch)?;

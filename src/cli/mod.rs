@@ -9,6 +9,7 @@ mod doctor;
 mod enter;
 mod export;
 mod gc;
+mod gpu_request;
 mod history;
 mod image_file;
 mod image_traits;

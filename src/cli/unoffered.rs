@@ -58,6 +58,11 @@ const UNOFFERED: &[Unoffered] = &[
         "a job keeps the limits that it was started with",
         "ask the batch system, 'systemd-run --user --scope' or 'ulimit' for others",
     ),
+    (
+        &["--nvccli", "--gpus"],
+        "hpcrun brings the driver in itself and leaves the choice of devices to the batch system",
+        "--gpu=nvidia, or nothing at all",
+    ),
     (&["--sharens"], "ranks of a job step share their namespaces without being told", "see --share"),
     (
         &["--compat"],

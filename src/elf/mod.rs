@@ -1,6 +1,7 @@
 //! ELF facts: bytes in, facts out. Whatever the bytes say, offsets and lengths are checked.
 
 pub mod closure;
+pub mod dynamic;
 pub mod library_cache;
 pub mod note;
 pub mod object;

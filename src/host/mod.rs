@@ -2,9 +2,11 @@
 //!
 //! A [`Host`] is data: tests write one by hand for a laptop, a Slurm node, an old kernel.
 
+pub mod cdi;
 pub mod containers;
 pub mod doctor;
 pub mod features;
+pub mod gpu;
 pub mod launcher;
 pub mod probe;
 pub mod step;
@@ -50,6 +52,8 @@ pub struct Host {
     pub globs: BTreeMap<String, Vec<PathBuf>>,
     /// The bytes of `/etc/localtime`, which is a link into a directory that images lack or have otherwise.
     pub localtime: Option<Vec<u8>>,
+    /// Graphics processors, if somebody looked for them.
+    pub gpu: gpu::GpuFacts,
 }
 
 /// Who launches.

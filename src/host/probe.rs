@@ -4,6 +4,7 @@
 //! [`probe_for_doctor`] takes its time.
 
 mod doctor;
+mod gpu;
 mod processes;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::hint::Hint;
 use crate::sys::{self, caller};
 
 pub use doctor::{cpu_level, keep, place, probe_for_doctor};
+pub use gpu::gpu;
 pub use processes::{containers, environment_of, mount_namespace_of, owner_of, working_directory_of};
 
 /// Policy files are pages, not volumes.
@@ -66,6 +68,7 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
         globs: BTreeMap::new(),
         localtime: read_limited(Path::new("/etc/localtime"), LOCALTIME_LIMIT_BYTES)
             .filter(|bytes| bytes.starts_with(b"TZif")),
+        gpu: super::gpu::GpuFacts::default(),
     })
 }
 

@@ -103,6 +103,15 @@ pub enum PlanError {
         /// Who asked for it.
         reason: Reason,
     },
+    /// A GPU cannot be used as it should be, and the site would rather have no launch then.
+    #[error("cannot give the job its GPU: {why}")]
+    Gpu {
+        /// What is wrong.
+        why: String,
+    },
+    /// `--gpu=cdi:NAME`
+    #[error("cannot give the job its devices")]
+    GpuDevice(#[source] crate::host::cdi::ResolveError),
     /// `--cwd`
     #[error("cannot start in {}: {why}", path.display())]
     Cwd {
@@ -157,10 +166,27 @@ impl Hint for PlanError {
             PlanError::MountPoint { on_host, .. } => {
                 vec![format!("make it (mkdir {}), or bind to another place", on_host.display())]
             }
+            PlanError::Gpu { .. } => line("--gpu=none starts the job without"),
+            PlanError::GpuDevice(error) => vec![known_devices(error)],
             PlanError::Cwd { .. } => line("give an absolute path in the new root"),
             PlanError::Env(error) => error.hints(),
             PlanError::Identity(error) => error.hints(),
             PlanError::Command(error) => error.hints(),
+        }
+    }
+}
+
+fn known_devices(error: &crate::host::cdi::ResolveError) -> String {
+    match error {
+        crate::host::cdi::ResolveError::Unknown { known, .. } if known.is_empty() => {
+            "this node has no CDI specifications in /etc/cdi or /var/run/cdi, or wherever the site keeps them"
+                .to_owned()
+        }
+        crate::host::cdi::ResolveError::Unknown { known, .. } => {
+            format!("this node has {}", known.join(", "))
+        }
+        crate::host::cdi::ResolveError::Conflict { .. } => {
+            "tell the administrator: one of the files has to go".to_owned()
         }
     }
 }

@@ -49,6 +49,10 @@ impl fmt::Display for LaunchPlan {
         for (what, reason) in &self.about.decisions {
             line(f, "policy", what, Some(reason))?;
         }
+        for command in &self.before {
+            let call = format!("{} {}", command.program.display(), command.arguments.join(" "));
+            line(f, "run first", &call, Some(&command.reason))?;
+        }
         for (index, planned) in self.mount.ops.iter().enumerate() {
             let op = planned.op.to_string();
             let (what, places) = op.split_once(' ').unwrap_or((&op, ""));

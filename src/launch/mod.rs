@@ -9,6 +9,7 @@ pub mod env_file;
 pub mod env_names;
 pub mod error;
 pub mod explain;
+pub mod gpu;
 pub mod identity;
 pub mod inject;
 mod isolate;

@@ -9,6 +9,7 @@ use super::command::{self, Command};
 use super::env::{self, Circumstances, JobEnv};
 pub use super::error::PlanError;
 use super::explain::About;
+use super::gpu::{self, ImageLibraries};
 use super::inject::{Additions, Injection, Loaders, Variable};
 use super::modules::{self, ModuleLibrary};
 use super::request::{HomeWish, Isolation, LeftOut, Request, Verb};
@@ -56,12 +57,25 @@ pub struct LaunchPlan {
     pub startup: Startup,
     /// How a copy of the image file on this node is found; no decision of the plan.
     pub node_cache: Option<Wanted>,
+    /// Programs of the host that are run first, outside, as the user.
+    pub before: Vec<HostCommand>,
     /// What else makes the job's process another than its caller's.
     pub guise: Guise,
     /// Host libraries that modules of the site want injected.
     pub libraries: Vec<ModuleLibrary>,
     /// What `--explain` says beyond the above.
     pub about: About,
+}
+
+/// A program of the host that is run before there is any namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCommand {
+    /// Its path.
+    pub program: PathBuf,
+    /// Its arguments, without its name.
+    pub arguments: Vec<String>,
+    /// Why.
+    pub reason: Reason,
 }
 
 /// What makes the job's process another than its caller's, beyond root and environment. The default is nothing.
@@ -126,6 +140,8 @@ pub struct ImageFacts {
     pub shell: Option<PathBuf>,
     /// What its loaders go by; looked at only if [`needs_loaders`].
     pub loaders: Loaders,
+    /// Those of its libraries that a GPU's driver has to do with, likewise.
+    pub libraries: ImageLibraries,
     /// What the site's policy judges.
     pub traits: ImageTraits,
 }
@@ -165,13 +181,8 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
 
 /// Whether [`injection`] may want libraries of the host, so that the image's loaders have to be looked at. A launch for
 /// which it does not must cost nothing.
-pub fn needs_loaders(_request: &Request, _policy: &Policy, _host: &Host) -> bool {
-    false
-}
-
-/// What the launch wants of the host's own software.
-pub fn injection(_request: &Request, _image: &ImageFacts, _policy: &Policy, _host: &Host) -> Injection {
-    Injection::default()
+pub fn needs_loaders(_request: &Request, _policy: &Policy, host: &Host) -> bool {
+    !host.gpu.is_nothing()
 }
 
 /// Decides a launch. Data in, data out; `host` knows the paths of [`paths_to_probe`].
@@ -186,10 +197,16 @@ pub fn plan(
     check_options(request, policy)?;
     let modules = modules::chosen(request, image, policy, host)?;
     decisions.extend(modules::decisions(&modules));
-    let injection = injection(request, image, policy, host);
+    let mut gpu = gpu::plan(request, image, policy, host)?;
+    let mut injection = std::mem::take(&mut gpu.injection);
+    if let Some(why) = host.features.fuse.why_not().filter(|_| !injection.is_empty()) {
+        // Only a tree that the site has mounted could be run here, and nothing can be added to that.
+        gpu.warnings.push(format!("the host's GPU libraries are left out: {why}"));
+        injection = Injection::default();
+    }
     let mut binds = binds::gather(request, image, &modules, policy, host, injection.binds())?;
     let additions = injection.additions(&image.loaders, &binds);
-    binds.notes.extend(additions.notes.iter().cloned());
+    binds.notes.extend(gpu.notes.into_iter().chain(additions.notes.iter().cloned()));
     let overlay = overlay::plan(request, policy, host)?;
     let guise = guise(request, policy)?;
     let (root, root_reason) = match &overlay {
@@ -233,6 +250,7 @@ pub fn plan(
             .into_iter()
             .chain(rank_as_root(&guise, host))
             .chain(modules::warnings(&libraries))
+            .chain(gpu.warnings)
             .collect(),
         forced: forced(&binds),
         notes: notes_on(binds.notes, host),
@@ -251,6 +269,7 @@ pub fn plan(
         server_threads,
         startup: Startup::Nothing,
         node_cache: None,
+        before: gpu.before.into_iter().collect(),
         guise,
         libraries,
         about,

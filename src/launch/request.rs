@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use super::gpu::GpuRequest;
 use crate::hint::Hint;
 use crate::policy::bind_spec::{BindSpec, BindSpecError};
 use crate::policy::rules::Share;
@@ -47,6 +48,8 @@ pub struct Request {
     pub modules: Vec<OsString>,
     /// `--shell`: a program of the image.
     pub shell: Option<PathBuf>,
+    /// `--gpu` and its kin.
+    pub gpu: GpuRequest,
 }
 
 /// What to run.

@@ -31,6 +31,7 @@ mod faults;
 mod foreign_images;
 mod frugality;
 mod fuzz;
+mod gpu;
 mod hostile_squashfs;
 mod image_server;
 mod launch;

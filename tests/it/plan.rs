@@ -20,6 +20,7 @@ use hpcrun::host::features::Observed;
 use hpcrun::host::{Backing, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
+use hpcrun::launch::gpu::ImageLibraries;
 use hpcrun::launch::inject::Loaders;
 use hpcrun::launch::plan::{FileId, SquashfsFacts};
 use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, ScratchOption, Verb, Writable};
@@ -231,6 +232,7 @@ fn image() -> ImageFacts {
         shell: Some("/bin/bash".into()),
         loaders: Loaders::default(),
         traits: ImageTraits::default(),
+        libraries: ImageLibraries::default(),
     }
 }
 
