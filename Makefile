@@ -4,10 +4,11 @@ CARGO ?= cargo
 BIG_IMAGE ?= .demo/big
 PEERS ?= .demo/peers
 
-.PHONY: help build spank dist test soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
+.PHONY: help build spank dist test test-gpu soak lint demo man peers bench bench-convert bench-launch bench-read bench-startup fuzz big-image check-big-image setup clean-demo
 
 help:
 	@echo 'make test             set the machine up, then run all tests'
+	@echo 'make test-gpu         on a node with an NVIDIA device: the real driver, nvidia-smi, a CUDA kernel from an image'
 	@echo 'make soak             servers killed under load, 2000 launches, memory over time: 10 minutes (root)  [SOAK_MINUTES=2]'
 	@echo 'make demo             build an image with an MPI solver, convert it, run it  [IMAGE=docker://... takes yours]'
 	@echo 'make build            target/release/hpcrun'
@@ -39,6 +40,10 @@ man:
 
 test: setup
 	$(CARGO) test --locked
+
+# Fails where there is no device: it says what was not tested rather than nothing.
+test-gpu: setup
+	$(CARGO) test --locked --test it gpu::a_real_device -- --ignored --nocapture
 
 # How long it takes follows from SOAK_MINUTES; a failure prints HPCRUN_SEED, which repeats it.
 soak: setup

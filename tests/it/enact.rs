@@ -140,6 +140,7 @@ impl Spec {
         }
         let text = |bytes: &Vec<u8>| OsString::from_vec(bytes.clone());
         LaunchPlan {
+            before: Vec::new(),
             mount: MountPlan { ops },
             grafts: Vec::new(),
             uid: nix::unistd::getuid().as_raw(),

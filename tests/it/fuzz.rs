@@ -5,6 +5,8 @@ pub(crate) mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use hpcrun::elf::library_cache::{Entry, LibraryCache};
+
 use crate::layer_building::{Member, fix_checksum, layer, tar};
 use crate::support::{self, Random};
 
@@ -183,4 +185,29 @@ fn names_are_understood_or_refused() {
     ]
     .map(|text| text.as_bytes().to_vec());
     fuzz(60_000, &corpus, mutate_bytes, |bytes| std::str::from_utf8(bytes).is_ok_and(targets::name));
+}
+
+#[test]
+fn library_caches_are_read_or_refused() {
+    let own = std::fs::read("/etc/ld.so.cache").expect("/etc/ld.so.cache");
+    let mut small = LibraryCache::default();
+    small.put_first([
+        Entry::new(b"libz.so.1".to_vec(), b"/lib/libz.so.1".to_vec()),
+        Entry::new(b"libc.so.6".to_vec(), b"/lib/libc.so.6".to_vec()),
+    ]);
+    let small = small.to_bytes().expect("a cache");
+    let mut old = b"ld.so-1.7.0\0\x01\0\0\0".to_vec();
+    old.resize(32, 0);
+    old.extend_from_slice(&small);
+    fuzz(10_000, &[small, old], mutate_bytes, targets::library_cache);
+    fuzz(300, &[own], mutate_bytes, targets::library_cache);
+}
+
+#[test]
+fn device_specifications_are_understood_or_refused() {
+    let corpus = [
+        include_bytes!("../fixtures/cdi/nvidia.yaml").to_vec(),
+        br#"{"cdiVersion": "0.3.0", "kind": "a/b", "devices": [{"name": "c", "containerEdits": {"env": ["A=1"]}}]}"#.to_vec(),
+    ];
+    fuzz(5_000, &corpus, mutate_bytes, targets::cdi);
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use hpcrun::hint::Hint;
 use hpcrun::host::features::Observed;
+use hpcrun::host::gpu::GpuFacts;
 use hpcrun::host::{Backing, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
@@ -103,6 +104,7 @@ fn laptop() -> Node {
     ];
     Node {
         host: Host {
+            gpu: GpuFacts::default(),
             user: User {
                 uid: 1000,
                 effective_uid: 1000,

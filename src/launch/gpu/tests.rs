@@ -30,7 +30,7 @@ fn image(env: &[&str]) -> ImageFacts {
 }
 
 fn decide(request: &Request, image: &ImageFacts, host: &Host) -> GpuPlan {
-    plan(request, image, &Policy::default(), host).unwrap()
+    plan(request, image, &Policy::builtin(), host).unwrap()
 }
 
 fn asking(mode: Mode) -> Request {

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use hpcrun::convert::layer::tar::{EntryKind, Reader};
 use hpcrun::convert::{Budget, ConvertOptions, Merged, Progress, merge_layers, merge_options};
+use hpcrun::elf::library_cache::{self, Entry, LibraryCache};
+use hpcrun::host::cdi::Spec;
 use hpcrun::image::config::ImageConfig;
 use hpcrun::image::digest::Digest;
 use hpcrun::image::manifest::Document;
@@ -99,6 +101,24 @@ pub(crate) fn json(bytes: &[u8]) -> bool {
     let documents = [None, Some("application/vnd.oci.image.manifest.v1+json"), Some("text/plain")]
         .map(|declared| Document::parse(bytes, declared).map(|document| document.media_type().len()).is_ok());
     config.is_ok() || documents.contains(&true)
+}
+
+/// Any bytes as a cache of libraries: refused, or one that can be added to and is read back as it was written.
+pub(crate) fn library_cache(bytes: &[u8]) -> bool {
+    let _ = library_cache::path_of(bytes, b"libc.so.6");
+    let Ok(mut cache) = LibraryCache::parse(bytes) else { return false };
+    cache.put_first([Entry::new(b"libcuda.so.1".to_vec(), b"/.hpcrun/lib/libcuda.so.1".to_vec())]);
+    let written = cache.to_bytes().expect("shorter than 4 GiB");
+    assert_eq!(LibraryCache::parse(&written).as_ref(), Ok(&cache));
+    assert_eq!(library_cache::path_of(&written, b"no such name"), None);
+    true
+}
+
+/// Any bytes as a CDI specification: refused or understood, as YAML and as JSON.
+pub(crate) fn cdi(bytes: &[u8]) -> bool {
+    let read = |path: &str| Spec::parse(Path::new(path), bytes);
+    let _ = read("x.json");
+    read("x.yaml").is_ok()
 }
 
 /// Any text as a name: understood names print as themselves. Gives whether it was understood.
