@@ -268,6 +268,9 @@ pub(crate) struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Say what of this node a launch would get: the site's modules and its MPI, and why not
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) host: bool,
     /// Image file or name of an image
     pub(crate) image: PathBuf,
 }

@@ -10,6 +10,7 @@ use crate::cli::report::{Failure, chain};
 use crate::hint::Hint;
 use crate::image::chunks::Header;
 use crate::image::config::{ConfigError, ImageConfig};
+use crate::image::facts::{Facts, FactsError};
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
@@ -92,6 +93,14 @@ pub(crate) enum ImageFileError {
         path: PathBuf,
         /// The cause.
         source: TrailerError,
+    },
+    /// The facts in its trailer are no good.
+    #[error("cannot use image {}", path.display())]
+    Facts {
+        /// As given.
+        path: PathBuf,
+        /// The cause.
+        source: FactsError,
     },
     /// The image config in its trailer is no good.
     #[error("cannot use the image config in {}", path.display())]
@@ -268,6 +277,14 @@ impl ImageFile {
         header.map(|header| Some(header.root)).map_err(|error| {
             Failure::plain(format!("cannot use image {}: {}", self.path.display(), chain(&error)))
         })
+    }
+
+    /// What was found out about its content when it was converted; none if nothing was.
+    pub(crate) fn facts(&self) -> Result<Option<Facts>, ImageFileError> {
+        let section =
+            self.section(|contents, read_at| contents.section(SectionKind::Facts, read_at))?.flatten();
+        let facts = section.map(|section| Facts::parse(&section)).transpose();
+        facts.map(Option::flatten).map_err(|source| ImageFileError::Facts { path: self.path.clone(), source })
     }
 
     /// What is behind the squashfs; none without a trailer.

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use crate::cli::args::Inspect;
 use crate::cli::image_file::{ImageFile, Signed};
 use crate::cli::report::{Failure, chain};
-use crate::cli::{image_word, output, profile, site, size};
+use crate::cli::{image_word, inspect_host, mpi, output, profile, site, size};
 use crate::image::chunks::Header;
 use crate::image::digest::to_hex;
+use crate::image::facts::{Facts, Libc, Role};
 use crate::image::profile::Profile;
 use crate::image::trailer::{Provenance, SectionKind};
 use crate::squashfs::format::Codec;
@@ -17,11 +18,15 @@ use crate::squashfs::format::Codec;
 /// Prints the facts of one image file.
 pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
     let image = ImageFile::open(&image_word::locate(&args.image, &site::policy()?)?)?;
+    if args.host {
+        return output::data(inspect_host::report(&image)?.as_bytes());
+    }
+    let facts = mpi::facts(&image, true)?.unwrap_or_default();
     let provenance = image.provenance()?;
     let root = root(&image)?;
     let text = match args.json {
-        true => as_json(&image, provenance.as_ref(), root)?,
-        false => as_text(&image, provenance.as_ref(), root),
+        true => as_json(&image, provenance.as_ref(), root, &facts)?,
+        false => as_text(&image, provenance.as_ref(), root, &facts),
     };
     output::data(text.as_bytes())
 }
@@ -43,7 +48,12 @@ fn codec_name(image: &ImageFile) -> &'static str {
     Codec::from_id(image.filesystem.superblock().codec_id).map_or("unknown", Codec::name)
 }
 
-fn as_text(image: &ImageFile, provenance: Option<&Provenance>, root: Option<String>) -> String {
+fn as_text(
+    image: &ImageFile,
+    provenance: Option<&Provenance>,
+    root: Option<String>,
+    facts: &Facts,
+) -> String {
     let superblock = image.filesystem.superblock();
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -88,6 +98,10 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>, root: Option<Stri
         line("profile", &described(&profile));
         profile.commands.iter().for_each(|command| line("", command));
     }
+    line("libc", &libc(facts));
+    for library in facts.libraries.iter().filter(|library| library.role != Role::Runtime) {
+        line(library.role.label(), &format!("{}  {}", library.describe(), library.path));
+    }
     let config = &image.config;
     line("created", &config.created);
     line("entrypoint", &words(&config.entrypoint));
@@ -104,6 +118,16 @@ fn as_text(image: &ImageFile, provenance: Option<&Provenance>, root: Option<Stri
     text
 }
 
+/// `glibc 2.36, x86-64-v2`
+fn libc(facts: &Facts) -> String {
+    let level = facts.isa_level.map(|level| format!(", x86-64-v{level}")).unwrap_or_default();
+    match &facts.libc {
+        Some(Libc::Glibc { version }) => format!("glibc {version}{level}"),
+        Some(Libc::Musl) => "musl".to_owned(),
+        None => String::new(),
+    }
+}
+
 /// A command line as a JSON list: the only form that shows every word's bounds.
 fn words(words: &[String]) -> String {
     if words.is_empty() { String::new() } else { json!(words).to_string() }
@@ -113,6 +137,7 @@ fn as_json(
     image: &ImageFile,
     provenance: Option<&Provenance>,
     root: Option<String>,
+    facts: &Facts,
 ) -> Result<String, Failure> {
     let superblock = image.filesystem.superblock();
     let document = json!({
@@ -130,6 +155,7 @@ fn as_json(
             "bytes": profile.stored_bytes(),
             "commands": profile.commands,
         })),
+        "facts": facts,
         "provenance": provenance,
         "manifest": document_or_null(image.manifest()?.as_deref()),
         "config": document_or_null(Some(&image.config.raw)),

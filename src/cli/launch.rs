@@ -16,10 +16,11 @@ use crate::cli::launch_env::Ambient;
 use crate::cli::launch_log::LaunchLog;
 use crate::cli::launch_request;
 use crate::cli::loaders;
+use crate::cli::mpi;
 use crate::cli::node_cache;
 use crate::cli::output;
 use crate::cli::profile::{self, Choice};
-use crate::cli::report::Failure;
+use crate::cli::report::{Failure, STATUS_REFUSED};
 use crate::cli::site;
 use crate::host::{Host, probe};
 use crate::launch;
@@ -27,7 +28,7 @@ use crate::launch::command::shell_candidates;
 use crate::launch::enact::{self, Event};
 use crate::launch::gpu::ImageLibraries;
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
-use crate::launch::inject::Loaders;
+use crate::launch::inject::{Injection, Loaders};
 use crate::launch::plan::{FileId, HostCommand, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
 use crate::launch::record::Role;
 use crate::launch::request::{Request, Verb};
@@ -176,7 +177,7 @@ fn launched(
 
 /// Plans the launch of `image` and leaves it at that.
 pub(crate) fn plan_only(request: &Request, image: &Path, host: Host, policy: &Policy) -> Result<(), Failure> {
-    planned(request, image, &Reading::default(), host, policy).map(drop)
+    planned(request, image, &Reading::default(), host, policy, None).map(drop)
 }
 
 /// Everything decided, nothing done. Gives the images that the plan serves, in its order.
@@ -209,6 +210,14 @@ fn planned(
         log.found(&facts);
     }
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
+    let considered = mpi::consider(request, policy, &host, &image, &facts, &plan)?;
+    if !considered.injection.is_empty() {
+        facts.modules = considered.injection;
+        facts.loaders = loaders::of_image(&image)?;
+        plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
+    }
+    plan.about.warnings.extend(considered.warnings);
+    plan.about.notes.extend(considered.notes);
     plan.about.warnings.extend(image.warnings.iter().cloned());
     let mut grafts = Grafts::default();
     launch::resolve(&mut plan, |path, graft| {
@@ -253,7 +262,7 @@ fn served(
     Ok(images)
 }
 
-fn plan_failure(error: &PlanError) -> Failure {
+pub(crate) fn plan_failure(error: &PlanError) -> Failure {
     let failure = Failure::new(error);
     match error {
         PlanError::Refused(refusal) => failure.refused_by(&refusal.rule),
@@ -291,7 +300,7 @@ fn run_first(command: &HostCommand) {
 }
 
 /// What the plan needs to know of the image.
-fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, Failure> {
+pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, Failure> {
     let filesystem = &image.filesystem;
     let (device, inode, modified_ns) = image.identity;
     let mut shell = None;
@@ -330,6 +339,7 @@ fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, 
         loaders: Loaders::default(),
         traits: image_traits::of(image, policy)?,
         libraries: ImageLibraries::default(),
+        modules: Injection::default(),
     })
 }
 

@@ -87,6 +87,9 @@ pub(crate) struct LaunchOptions {
     /// Ranks of a job step on one node: share one set of namespaces, or each its own
     #[arg(long, value_enum, value_name = "SCOPE")]
     pub(crate) share: Option<Share>,
+    /// What to do where the image's MPI does not fit the launcher, or use this machine's MPI [default: check]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) mpi: Option<Mpi>,
     /// Take modules of the site: binds, variables and libraries that belong together; may be repeated
     #[arg(long = "module", value_name = "NAME[,...]")]
     pub(crate) modules: Vec<OsString>,
@@ -142,6 +145,19 @@ pub(crate) enum CudaCompat {
     Never,
     /// Wherever the image has them
     Always,
+}
+
+/// What becomes of MPI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mpi {
+    /// Warn if the ranks will not find each other
+    Check,
+    /// Do not start then
+    Strict,
+    /// Look at nothing
+    Off,
+    /// Use this machine's MPI in place of the image's, as the site has set it up
+    Host,
 }
 
 /// Permission bits as umask(1) takes them.

@@ -10,7 +10,7 @@ use clap::ValueEnum as _;
 
 use crate::cli::convert_args::parse_size;
 use crate::cli::gpu_request;
-use crate::cli::launch_args::{LaunchOptions, Share, parse_umask};
+use crate::cli::launch_args::{LaunchOptions, Mpi, Share, parse_umask};
 use crate::cli::launch_env::Ambient;
 use crate::cli::report::Failure;
 use crate::host::Environment;
@@ -18,7 +18,7 @@ use crate::launch::env_file;
 use crate::launch::modules::names;
 use crate::launch::mount_option::{MountOption, split_list};
 use crate::launch::request::{
-    BindOption, EnvOption, HomeWish, Init, Isolation, LeftOut, OverlayOption, Request, RequestError,
+    BindOption, EnvOption, HomeWish, Init, Isolation, LeftOut, MpiWish, OverlayOption, Request, RequestError,
     ScratchOption, Verb, Writable,
 };
 use crate::policy::rules;
@@ -72,6 +72,7 @@ fn of_options(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Request,
         },
         umask: umask(options, ambient)?,
         gpu: gpu_request::of_options(options, ambient)?,
+        mpi: mpi(options, ambient)?,
         ..Request::default()
     };
     request.binds = binds(options, ambient, &mut request.scratch)?;
@@ -241,6 +242,24 @@ fn share(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<rules:
         Share::Step => rules::Share::Step,
         Share::Job => rules::Share::Job,
         Share::None => rules::Share::None,
+    }))
+}
+
+fn mpi(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<MpiWish>, RequestError> {
+    let mpi = match (options.mpi, ambient.value(&["MPI"])) {
+        (Some(mpi), _) => Some(mpi),
+        (None, None) => None,
+        (None, Some((option, value))) => {
+            let usage = "write check, strict, off or host";
+            let wrong = |why| RequestError::Value { option, typed: value.to_owned(), why, usage };
+            Some(Mpi::from_str(&value.to_string_lossy(), false).map_err(wrong)?)
+        }
+    };
+    Ok(mpi.map(|mpi| match mpi {
+        Mpi::Check => MpiWish::Check,
+        Mpi::Strict => MpiWish::Strict,
+        Mpi::Off => MpiWish::Off,
+        Mpi::Host => MpiWish::Host,
     }))
 }
 

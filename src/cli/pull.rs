@@ -74,7 +74,7 @@ fn parse(typed: &OsStr, registries: &RegistriesConf, policy: &Policy) -> Result<
     }
     let name = typed.to_str().ok_or_else(|| Failure::plain(format!("{typed:?} is not UTF-8")))?;
     if let Some(reference) = image_word::site_name(name, policy) {
-        log::info!("{name} is {reference} ({}, [store] short_names)", policy.file().display());
+        log::info!("{name} is {reference} ([store] short_names)");
         return Ok(reference);
     }
     let (reference, at) = short_names::resolve(name, registries).map_err(|error| Failure::new(&error))?;

@@ -55,6 +55,11 @@ impl Failure {
         Failure { status: STATUS_FAILED, message, hints, rule: None }
     }
 
+    /// The same with what was being done before it.
+    pub(crate) fn within(self, context: &str) -> Failure {
+        Failure { message: format!("{context}: {}", self.message), ..self }
+    }
+
     /// The same with another exit status.
     pub(crate) fn with_status(self, status: u8) -> Failure {
         Failure { status, ..self }

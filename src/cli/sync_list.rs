@@ -51,7 +51,7 @@ struct Defaults {
 
 /// Reads a list; all that is wrong with it at once.
 pub(crate) fn parse(text: &str) -> Result<Vec<Item>, Vec<Problem>> {
-    let document = Document::parse(text);
+    let document = Document::parse(&[(String::new(), text)]);
     let items = read(&document);
     let problems = document.into_problems();
     if problems.is_empty() { Ok(items) } else { Err(problems) }
@@ -65,7 +65,7 @@ fn read(document: &Document<'_>) -> Vec<Item> {
         keep: keep(&mut root).unwrap_or(1),
     };
     let array = root.array("image");
-    let items = array.iter().flat_map(|array| array.value.iter());
+    let items = array.into_iter().flat_map(|array| array.value);
     let items: Vec<(Item, Position)> =
         items.filter_map(|value| read_item(document, value, &defaults)).collect();
     root.finish();
@@ -84,13 +84,13 @@ fn read(document: &Document<'_>) -> Vec<Item> {
     items.into_iter().map(|(item, _)| item).collect()
 }
 
-fn read_item<'t>(
-    document: &Document<'t>,
-    value: &Value<'t>,
+fn read_item<'d, 't>(
+    document: &'d Document<'t>,
+    value: Value<'d, 't>,
     defaults: &Defaults,
 ) -> Option<(Item, Position)> {
     let Some(mut table) = Section::inline(document, "image", value) else {
-        document.note(value.span(), "an image is a table", Some("write [[image]] above each".to_owned()));
+        document.note(value, "an image is a table", Some("write [[image]] above each".to_owned()));
         return None;
     };
     let at = table.at();
@@ -98,7 +98,7 @@ fn read_item<'t>(
     let tags = table.strings("tags");
     let (platform, keep) = (platform(&mut table), keep(&mut table));
     let update = table.choice("update", &UPDATE_WORDS);
-    if from.is_none() && table.value("from").is_none() {
+    if from.is_none() && !table.has("from") {
         document.note_at(at, "an image without 'from'", None);
     }
     table.finish();

@@ -8,7 +8,9 @@ pub mod doctor;
 pub mod features;
 pub mod gpu;
 pub mod launcher;
+pub mod libraries;
 pub mod probe;
+pub mod processor;
 pub mod step;
 
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub struct Host {
     pub features: Features,
     /// Processors online.
     pub cpus: usize,
+    /// The x86-64 level of the processor, 1 to 4; none on other machines.
+    pub isa_level: Option<u8>,
     /// What launched this process.
     pub launcher: Launcher,
     /// Inodes of the process's namespaces, by name, sorted.

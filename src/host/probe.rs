@@ -13,13 +13,14 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::iter;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::features::{DevFuse, Observed};
 use super::{
     Backing, Environment, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User,
-    variable,
+    processor, variable,
 };
 use crate::hint::Hint;
 use crate::sys::{self, caller};
@@ -59,6 +60,7 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
         features: Features::derive(&kernel, &observed),
         kernel,
         cpus: count_cpus(&read_line("/sys/devices/system/cpu/online")).max(1),
+        isa_level: processor::isa_level(),
         launcher: Launcher::from_environment(&environment),
         namespaces: namespaces(),
         share_directory: share_directory(ids.uid, &environment),

@@ -148,6 +148,17 @@ impl Role {
         ROLES.iter().find(|(known, _)| known.as_bytes() == stem).map(|(_, role)| *role)
     }
 
+    /// The name at the beginning of a line.
+    pub fn label(self) -> &'static str {
+        match self {
+            Role::Mpi | Role::MpiBinding => "mpi",
+            Role::Pmix | Role::Pmi => "pmi",
+            Role::Libfabric | Role::Ucx | Role::Verbs | Role::Psm2 | Role::Cxi => "fabric",
+            Role::CudaCompat => "gpu",
+            Role::Runtime | Role::Other => "library",
+        }
+    }
+
     /// The name for people.
     pub fn name(self) -> &'static str {
         match self {
@@ -309,7 +320,7 @@ impl Facts {
     }
 
     /// The files that programs may get under a soname.
-    pub fn named<'f>(&'f self, soname: &'f str) -> impl Iterator<Item = &'f Library> {
+    pub fn named<'f, 's>(&'f self, soname: &'s str) -> impl Iterator<Item = &'f Library> + use<'f, 's> {
         self.libraries.iter().filter(move |library| library.soname == soname)
     }
 

@@ -35,7 +35,7 @@ pub enum SectionKind {
     Provenance = 3,
     /// SHA-256 of each chunk of the squashfs with their Merkle root, see [`super::chunks`].
     ChunkHashes = 4,
-    /// What a launch needs to know of the content; reserved.
+    /// What a launch needs to know of the content, see [`super::facts`].
     Facts = 5,
     /// Signatures of the rest of the table; reserved.
     Signatures = 6,

@@ -4,6 +4,8 @@
 //! offered by the site, then hpcrun's defaults. A user's bind that would cover a forced one is refused, so that nobody
 //! computes with other data than he thinks. The result is sorted: parents before what lies in them.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::modules;
@@ -33,15 +35,22 @@ const SYSTEM_TREES: [&str; 9] =
 /// Directories that hold too much to be bound because somebody stands in them; what lies below them is another matter.
 const SYSTEM_PARENTS: [&str; 9] = ["/", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/var"];
 
-/// Variables by which launchers name directories that they share with their ranks.
-const LAUNCHER_DIRECTORIES: [&str; 6] = [
+/// Variables by which launchers name directories that they share with their ranks. `*` stands for what differs from
+/// release to release.
+const LAUNCHER_DIRECTORIES: [&str; 9] = [
     "FLUX_JOB_TMPDIR",
+    "OMPI_FILE_LOCATION",
+    "OMPI_MCA_orte_*session_dir",
     "PALS_SPOOL_DIR",
-    "PMIX_DSTORE_21_BASE_PATH",
-    "PMIX_DSTORE_ESH_BASE_PATH",
-    "PMIX_SERVER_TMPDIR",
-    "PMIX_SYSTEM_TMPDIR",
+    "PMIX_DSTORE_*_BASE_PATH",
+    "PMIX_NSDIR",
+    "PMIX_*TMPDIR",
+    "PRTE_MCA_*session_dir",
+    "SLURM_PMIX_TMPDIR",
 ];
+
+/// Variables that name a file or a socket in such a directory, perhaps with `local://` before it.
+const LAUNCHER_FILES: [&str; 2] = ["FLUX_URI", "PALS_APINFO"];
 
 /// Who names a bind; the later is the stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -410,7 +419,7 @@ impl Site<'_> {
     /// What the policy says to a user's bind.
     pub(super) fn judge(
         &self,
-        typed: &std::ffi::OsStr,
+        typed: &OsStr,
         resolved: &Path,
     ) -> Result<Option<Rule>, crate::policy::Refusal> {
         let resolve = |path: &Path| self.host.resolved(path);
@@ -525,15 +534,45 @@ fn extra_directories(request: &Request, host: &Host) -> Vec<(Reason, PathBuf)> {
     let is_wanted = request.contain.is_none() && !request.left_out.contains(&LeftOut::Cwd);
     let cwd =
         host.cwd.clone().filter(|_| is_wanted).map(|cwd| (Reason::Host("working directory".to_owned()), cwd));
-    let launcher = launcher_directories(host).map(|(name, path)| (Reason::Host(name.to_owned()), path));
+    let launcher = launcher_directories(host).map(|(name, path)| (Reason::Host(name), path));
     cwd.into_iter().chain(launcher).collect()
 }
 
-fn launcher_directories(host: &Host) -> impl Iterator<Item = (&'static str, PathBuf)> + '_ {
-    LAUNCHER_DIRECTORIES.iter().filter_map(|name| {
-        let path = PathBuf::from(host.variable(name)?);
-        path.is_absolute().then(|| (*name, normalise(Path::new("/"), &path)))
-    })
+/// The launcher's directories, each with the variable that names it; each once.
+fn launcher_directories(host: &Host) -> impl Iterator<Item = (String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for (name, value) in &host.environment {
+        let Some(name) = name.to_str() else { continue };
+        let path = if LAUNCHER_DIRECTORIES.iter().any(|pattern| is_named(name, pattern)) {
+            PathBuf::from(value)
+        } else if LAUNCHER_FILES.contains(&name) {
+            let value = value.as_bytes();
+            let file = value.strip_prefix(b"local://").unwrap_or(value);
+            Path::new(OsStr::from_bytes(file)).parent().map(Path::to_owned).unwrap_or_default()
+        } else {
+            continue;
+        };
+        if !path.is_absolute() {
+            continue;
+        }
+        let path = normalise(Path::new("/"), &path);
+        if !found.iter().any(|(_, known)| *known == path) {
+            found.push((name.to_owned(), path));
+        }
+    }
+    found.into_iter()
+}
+
+/// Whether a name fits a pattern with at most one `*`.
+fn is_named(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        Some((start, end)) => {
+            name.len() >= start.len().saturating_add(end.len())
+                && name.starts_with(start)
+                && name.ends_with(end)
+        }
+        None => name == pattern,
+    }
 }
 
 /// Whether a directory is the operating system's rather than somebody's.

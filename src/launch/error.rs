@@ -45,6 +45,9 @@ pub enum PlanError {
         /// What is wrong with it.
         why: String,
     },
+    /// `--mpi=host`
+    #[error("this site does not say which MPI --mpi=host means")]
+    NoHostMpi,
     /// `--scratch`
     #[error("cannot make the scratch directory {}: it is not an absolute path", path.display())]
     RelativeScratch {
@@ -151,6 +154,9 @@ impl Hint for PlanError {
                 line("'hpcrun doctor' says how this node can be mended")
             }
             PlanError::BindSource { .. } => line("is the file system mounted on this node?"),
+            PlanError::NoHostMpi => line(
+                "an administrator describes it under [modules] in the policy and names it as mpi.host_module",
+            ),
             PlanError::RelativeScratch { .. } => line("give an absolute path in the new root"),
             PlanError::IdleWorkdir { .. } => {
                 line("it keeps what --contain and --scratch make; the directory to start in is --cwd")

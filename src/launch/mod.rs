@@ -16,6 +16,7 @@ mod isolate;
 mod job;
 pub mod modules;
 pub mod mount_option;
+pub mod mpi;
 mod overlay;
 mod overlay_lock;
 pub mod plan;

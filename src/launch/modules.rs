@@ -5,23 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::binds::{Bind, Party, Shown};
 use super::plan::{ImageFacts, PlanError};
-use super::request::Request;
+use super::request::{MpiWish, Request};
 use crate::host::{Host, Kind};
 use crate::mount::plan::{Access, Need, Reason};
 use crate::policy::decide::{ChosenModule, ModuleWish};
-use crate::policy::rules::modules::ModuleAbi;
-use crate::policy::{Policy, Rule};
-
-/// A host library that a module wants injected.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModuleLibrary {
-    /// Absolute; the last component may have `*` and `?`.
-    pub path: String,
-    /// How alike it must be to the image's own of its name.
-    pub abi: ModuleAbi,
-    /// The module's rule.
-    pub reason: Reason,
-}
+use crate::policy::{Policy, Refusal, Rule};
 
 /// The modules of a launch.
 pub fn chosen<'p>(
@@ -30,13 +18,33 @@ pub fn chosen<'p>(
     policy: &'p Policy,
     host: &Host,
 ) -> Result<Vec<ChosenModule<'p>>, PlanError> {
-    let wish = ModuleWish {
-        requested: &request.modules,
+    let requested = requested(request, policy)?;
+    Ok(policy.modules(&wish(&requested, image, host))?)
+}
+
+/// What decides whether a module fits.
+pub fn wish<'a>(requested: &'a [OsString], image: &'a ImageFacts, host: &'a Host) -> ModuleWish<'a> {
+    ModuleWish {
+        requested,
         image: image.traits.name(&image.path),
         sonames: &image.traits.sonames,
         hostname: &host.hostname,
-    };
-    Ok(policy.modules(&wish)?)
+    }
+}
+
+/// The modules that are asked for: `--module`, and the one that `--mpi=host` stands for.
+fn requested(request: &Request, policy: &Policy) -> Result<Vec<OsString>, PlanError> {
+    let mut requested = request.modules.clone();
+    if request.mpi == Some(MpiWish::Host) {
+        let rules = &policy.rules().mpi;
+        if let Some(allowed) = rules.allow_host.as_ref().filter(|allowed| !allowed.value) {
+            let (what, rule) = ("--mpi=host".to_owned(), policy.rule(allowed.at, "[mpi] allow_host"));
+            return Err(Refusal { what, rule, allowed: "the image's own MPI".to_owned() }.into());
+        }
+        let module = rules.host_module.as_ref().ok_or(PlanError::NoHostMpi)?;
+        requested.push(OsString::from(&module.value));
+    }
+    Ok(requested)
 }
 
 /// A line for each module, for `--explain`.
@@ -46,19 +54,6 @@ pub fn decisions(modules: &[ChosenModule<'_>]) -> Vec<(String, Reason)> {
         (format!("module {} ({why})", chosen.module.name), reason(&chosen.rule))
     };
     modules.iter().map(line).collect()
-}
-
-/// The libraries of all modules.
-pub fn libraries(modules: &[ChosenModule<'_>], policy: &Policy) -> Vec<ModuleLibrary> {
-    let mut libraries = Vec::new();
-    for chosen in modules {
-        let (paths, abi) = chosen.libraries();
-        for path in paths {
-            let reason = reason(&policy.rule(path.at, "[modules] libraries"));
-            libraries.push(ModuleLibrary { path: path.value.clone(), abi, reason });
-        }
-    }
-    libraries
 }
 
 /// The devices of modules, where the job does not have all of the host's.
@@ -96,14 +91,6 @@ pub fn globs_to_probe(request: &Request, policy: &Policy) -> Vec<String> {
         return Vec::new();
     }
     policy.rules().modules.iter().flat_map(|module| &module.devices).map(|glob| glob.value.clone()).collect()
-}
-
-/// What is said of modules that this version cannot give whole.
-pub fn warnings(libraries: &[ModuleLibrary]) -> Vec<String> {
-    let first = libraries.first().map(|library| {
-        format!("{} and other libraries of modules are not injected ({})", library.path, library.reason)
-    });
-    first.into_iter().collect()
 }
 
 fn reason(rule: &Rule) -> Reason {

@@ -11,7 +11,7 @@ pub use super::error::PlanError;
 use super::explain::About;
 use super::gpu::{self, ImageLibraries};
 use super::inject::{Additions, Injection, Loaders, Variable};
-use super::modules::{self, ModuleLibrary};
+use super::modules;
 use super::request::{HomeWish, Isolation, LeftOut, Request, Verb};
 use super::share_key::{describe_share, share_key, share_scope};
 use super::{identity, overlay, premounted};
@@ -61,8 +61,6 @@ pub struct LaunchPlan {
     pub before: Vec<HostCommand>,
     /// What else makes the job's process another than its caller's.
     pub guise: Guise,
-    /// Host libraries that modules of the site want injected.
-    pub libraries: Vec<ModuleLibrary>,
     /// What `--explain` says beyond the above.
     pub about: About,
 }
@@ -144,6 +142,8 @@ pub struct ImageFacts {
     pub libraries: ImageLibraries,
     /// What the site's policy judges.
     pub traits: ImageTraits,
+    /// Libraries of the host that modules of the site have for it, as [`super::mpi`] decided.
+    pub modules: Injection,
 }
 
 /// The squashfs of an image file, by the numbers of its superblock.
@@ -204,6 +204,7 @@ pub fn plan(
         gpu.warnings.push(format!("the host's GPU libraries are left out: {why}"));
         injection = Injection::default();
     }
+    injection.extend(image.modules.clone());
     let mut binds = binds::gather(request, image, &modules, policy, host, injection.binds())?;
     let additions = injection.additions(&image.loaders, &binds);
     binds.notes.extend(gpu.notes.into_iter().chain(additions.notes.iter().cloned()));
@@ -223,8 +224,7 @@ pub fn plan(
     let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let injected = &additions.variables;
-    let job_env =
-        make_env(request, image, policy, &modules, host, &binds, &cwd, unshared_ranks, injected)?;
+    let job_env = make_env(request, image, policy, &modules, host, &binds, &cwd, unshared_ranks, injected)?;
     let Command { program, argv, image_field } = command::of_request(request, image, host)?;
     let grafts = match &root {
         RootSource::Image(_) => grafts(request, image, host, &binds, &additions)?,
@@ -237,7 +237,6 @@ pub fn plan(
     let server_threads = server_threads(policy, host);
     let share =
         scope.as_ref().and_then(|scope| share_key(scope, image, policy, host, &mount, &grafts, &guise));
-    let libraries = modules::libraries(&modules, policy);
     let about = About {
         image: describe(image),
         added: additions.described,
@@ -249,7 +248,6 @@ pub fn plan(
         warnings: elsewhere(request, &cwd, host)
             .into_iter()
             .chain(rank_as_root(&guise, host))
-            .chain(modules::warnings(&libraries))
             .chain(gpu.warnings)
             .collect(),
         forced: forced(&binds),
@@ -271,7 +269,6 @@ pub fn plan(
         node_cache: None,
         before: gpu.before.into_iter().collect(),
         guise,
-        libraries,
         about,
     })
 }

@@ -50,6 +50,8 @@ pub struct Request {
     pub shell: Option<PathBuf>,
     /// `--gpu` and its kin.
     pub gpu: GpuRequest,
+    /// `--mpi`; none means as the site says.
+    pub mpi: Option<MpiWish>,
 }
 
 /// What to run.
@@ -73,6 +75,19 @@ impl Default for Verb {
     fn default() -> Verb {
         Verb::Run { args: Vec::new() }
     }
+}
+
+/// What `--mpi` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MpiWish {
+    /// Warn where the image's MPI does not fit the launcher.
+    Check,
+    /// Do not start then.
+    Strict,
+    /// Look at nothing.
+    Off,
+    /// Use this machine's MPI in place of the image's.
+    Host,
 }
 
 /// What the user wants of the home directory.

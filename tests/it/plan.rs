@@ -120,6 +120,7 @@ fn laptop() -> Node {
             cwd: Some("/home/ada/work".into()),
             features: Features::derive(&kernel, &observed),
             kernel,
+            isa_level: None,
             cpus: 4,
             launcher: Launcher::default(),
             namespaces: vec![("mnt".to_owned(), 4_026_531_841), ("user".to_owned(), 4_026_531_837)],
@@ -233,8 +234,7 @@ fn image() -> ImageFacts {
         group: Some(b"root:x:0:\n".to_vec()),
         shell: Some("/bin/bash".into()),
         loaders: Loaders::default(),
-        traits: ImageTraits::default(),
-        libraries: ImageLibraries::default(),
+        ..ImageFacts::default()
     }
 }
 

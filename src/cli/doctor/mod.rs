@@ -19,7 +19,6 @@ use site_checks::PolicyOutcome;
 const STATUS_UNUSABLE: u8 = 1;
 
 /// What a site's policy is made of.
-const SITE_FILES: [&str; 2] = [POLICY_PATH, "/etc/hpcrun/policy.d"];
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]

@@ -79,6 +79,11 @@ impl Policy {
         Ok(chosen)
     }
 
+    /// Whether a module is for this image on this node.
+    pub fn module_fits(&self, module: &Module, wish: &ModuleWish<'_>) -> bool {
+        mismatch(module, wish).is_none()
+    }
+
     /// The binds of a module: as those that the site forces.
     pub fn module_binds(
         &self,
