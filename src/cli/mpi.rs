@@ -66,8 +66,7 @@ pub(crate) fn consider(
     let program = if offer.is_some() || wants_modules { Program::find(&root) } else { Program::default() };
     let mut has_host_mpi = false;
     for chosen in modules.iter().filter(|chosen| !chosen.module.libraries.is_empty()) {
-        let offer = offered(chosen.module, policy, host, known)
-            .map_err(|why| Failure::plain(why).with_status(STATUS_REFUSED))?;
+        let offer = offered(chosen.module, policy, host, known).map_err(Failure::plain)?;
         let loaded = program.objects(&root);
         let image = ImageSide { facts: &facts, loaded: loaded.as_deref() };
         has_host_mpi |= give(chosen, policy, &offer, image, &mut considered)?;

@@ -18,8 +18,6 @@ use site_checks::PolicyOutcome;
 /// Something keeps images, or this image, from running.
 const STATUS_UNUSABLE: u8 = 1;
 
-/// What a site's policy is made of.
-
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
