@@ -128,10 +128,11 @@ fn mpi_ranks_find_each_other_by_the_slurm_plugin_of_their_library() {
     let program = binary().to_string_lossy();
     for (mpi, image) in [("pmix", mpi::image()), ("pmi2", mpich_image())] {
         let image = image.to_string_lossy();
-        let words = format!("-N1 -n4 --mpi={mpi} {program} exec {image} /solver 64");
-        assert_solved(4, &cluster.srun(&words, &[]));
-        let words = format!("-N1 -n4 --mpi={mpi} --image={image} /solver 64");
-        assert_solved(4, &cluster.srun(&words, &[]));
+        // Ranks that wait spin: more of them than CPUs would take long.
+        let words = format!("-N1 -n2 --cpu-bind=none --mpi={mpi} {program} exec {image} /solver 64");
+        assert_solved(2, &cluster.srun(&words, &[]));
+        let words = format!("-N1 -n2 --cpu-bind=none --mpi={mpi} --image={image} /solver 64");
+        assert_solved(2, &cluster.srun(&words, &[]));
     }
     // Slurm tells them nothing of each other.
     let words = format!("-N1 -n2 --mpi=none {program} exec {} /solver 64", mpich_image().display());
@@ -147,6 +148,8 @@ fn a_batch_script_starts_jobs_in_every_way() {
         "#!/bin/sh
 #SBATCH --nodes=1 --ntasks=2
 set -e
+# Hydra starts its proxy as one task, to whose CPU both of its ranks would be bound.
+export SLURM_CPU_BIND=none
 ranks() {{ sed -n 's/^ranks: \\([0-9]*\\).*/'\"$1\"' \\1/p'; }}
 {program} exec {openmpi} /solver 64 | ranks plain
 srun --mpi=pmix {program} exec {openmpi} /solver 64 | ranks srun-pmix
@@ -243,16 +246,20 @@ fn signals_of_slurm_reach_the_task_and_not_its_server() {
         let expected = format!("term\n{LARGE_BYTES}\n");
         assert_eq!(text(&output.stdout), expected, "{}", text(&output.stderr));
         // Who does not heed it is killed after KillWait.
-        let output = signalled(cluster, "trap '' TERM", |name| {
+        // Of how that ends srun may be told too late for its status.
+        let mut job = String::new();
+        signalled(cluster, "trap '' TERM", |name| {
+            job = name.to_owned();
             stdout(cluster.user("scancel").args(["--name", name]));
         });
-        assert!(!output.status.success(), "{}", text(&output.stderr));
+        let squeue = ["--noheader", "--format=%i", "--name", &job];
+        wait_until("the job ends", || stdout(cluster.root("squeue").args(squeue)).trim().is_empty());
         cluster.assert_well();
     }
 }
 
 #[test]
-#[ignore = "Slurm looks at limits every half a minute: 'make test-hpc' waits for it"]
+#[ignore = "Slurm looks at time limits every half a minute"]
 fn at_the_time_limit_the_task_is_told_and_then_killed() {
     let cluster = Cluster::plain();
     let output = signalled(cluster, "trap 'echo term' TERM", |name| {
@@ -261,8 +268,8 @@ fn at_the_time_limit_the_task_is_told_and_then_killed() {
         stdout(cluster.root("scontrol").args(["update", &job, "EndTime=now+1"]));
     });
     assert!(text(&output.stdout).starts_with("term\n"), "{output:?}");
-    assert!(!output.status.success(), "{output:?}");
-    assert!(processes_that_hold(image()).iter().all(|line| !line.contains("SLURM")), "{output:?}");
+    assert!(text(&output.stderr).contains("DUE TO TIME LIMIT"), "{output:?}");
+    cluster.assert_well();
 }
 
 #[test]
