@@ -75,7 +75,7 @@ impl Opt {
     }
 
     /// The option's value as a variable gives it: none where a flag is turned off.
-    fn from_variable(&self, value: Bytes) -> Option<Bytes> {
+    fn accept_variable(&self, value: Bytes) -> Option<Bytes> {
         let is_off =
             ["", "0", "no", "off", "false"].iter().any(|word| value.eq_ignore_ascii_case(word.as_bytes()));
         match self.meaning {
@@ -103,7 +103,7 @@ pub(crate) fn choose(
     let mut words = vec![b"exec".to_vec()];
     let (mut image, mut takes_script) = (None, false);
     for (at, option) in OPTIONS.iter().enumerate() {
-        let of_variable = || variable(&option.variable()).and_then(|value| option.from_variable(value));
+        let of_variable = || variable(&option.variable()).and_then(|value| option.accept_variable(value));
         let Some(value) = given.get(at).cloned().flatten().or_else(of_variable) else { continue };
         option.check(&value)?;
         match option.meaning {
