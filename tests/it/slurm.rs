@@ -252,7 +252,7 @@ fn signals_of_slurm_reach_the_task_and_not_its_server() {
             job = name.to_owned();
             stdout(cluster.user("scancel").args(["--name", name]));
         });
-        let squeue = ["--noheader", "--format=%i", "--name", &job];
+        let squeue = ["--noheader", "--format=%i", "--name", job.as_str()];
         wait_until("the job ends", || stdout(cluster.root("squeue").args(squeue)).trim().is_empty());
         cluster.assert_well();
     }
