@@ -6,7 +6,7 @@ mod offered;
 
 use crate::cli::image_file::ImageFile;
 use crate::cli::launch::plan_failure;
-use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::report::Failure;
 use crate::convert::facts as gathering;
 use crate::elf::closure::{Closure, Loaded, Search, closure, is_glibc};
 use crate::host::Host;

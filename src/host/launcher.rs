@@ -14,6 +14,9 @@ pub struct Launcher {
     pub step: Option<String>,
     /// What tells one job from another.
     pub job: Option<String>,
+    /// What tells one `mpirun` from another on this node where neither `step` nor `job` does: which process started the
+    /// ranks. Ranks that it spawns later may have another.
+    pub starter: Option<String>,
     /// This process's number among those of its step on this node, from 0.
     pub local_rank: Option<u32>,
     /// How many processes the step has on this node.
@@ -90,7 +93,10 @@ impl Launcher {
         .or_else(|| slurm_local_size(&text))
         // Flux tells the size of a node's share only where there is one node.
         .or_else(|| number(&["FLUX_JOB_SIZE"]).filter(|_| number(&["FLUX_JOB_NNODES"]) == Some(1)));
-        Launcher { kind, step, job, local_rank, local_size }
+        // Hydra listens on a port of its own for its ranks, where it does not hand each of them a socket.
+        let starter =
+            text("PMI_PORT").filter(|_| kind == LauncherKind::Hydra).map(|port| format!("pmi {port}"));
+        Launcher { kind, step, job, starter, local_rank, local_size }
     }
 
     /// Whether there may be other processes of the same step on this node.
@@ -125,7 +131,7 @@ fn identify(text: &dyn Fn(&str) -> Option<String>) -> (LauncherKind, Option<Stri
         return (kind, Some(job.clone()), Some(job));
     }
     if hydra {
-        // Hydra passes no id of its own over an inherited socket; then one user's equal plans share, which is safe.
+        // Hydra passes no id of its own over an inherited socket.
         let scope = text("PMI_JOBID").map(|id| format!("pmi {id}"));
         return (LauncherKind::Hydra, scope.clone(), scope);
     }
@@ -236,6 +242,16 @@ mod tests {
             let found = launcher(environment);
             assert_eq!((found.local_rank, found.local_size), (*rank, *size), "{environment:?}");
         }
+    }
+
+    #[test]
+    fn starters() {
+        let starter = |environment: &[(&str, &str)]| launcher(environment).starter;
+        let port = ("PMI_PORT", "node1:33149");
+        assert_eq!(starter(&[port, ("PMI_ID", "0")]).as_deref(), Some("pmi node1:33149"));
+        assert_eq!(starter(&[port, ("SLURM_JOB_ID", "7")]), None);
+        assert_eq!(starter(&[("PMI_FD", "5")]), None);
+        assert_eq!(starter(&[]), None);
     }
 
     #[test]

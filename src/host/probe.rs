@@ -18,12 +18,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::features::{DevFuse, Observed};
+use super::launcher::LauncherKind;
 use super::{
     Backing, Environment, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User,
     processor, variable,
 };
 use crate::hint::Hint;
-use crate::sys::{self, caller};
+use crate::sys::{self, caller, process};
 
 pub use doctor::{cpu_level, keep, place, probe_for_doctor};
 pub use gpu::gpu;
@@ -61,7 +62,7 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
         kernel,
         cpus: count_cpus(&read_line("/sys/devices/system/cpu/online")).max(1),
         isa_level: processor::isa_level(),
-        launcher: Launcher::from_environment(&environment),
+        launcher: launcher(&environment),
         namespaces: namespaces(),
         share_directory: share_directory(ids.uid, &environment),
         environment,
@@ -239,6 +240,19 @@ fn dev_fuse() -> DevFuse {
             Err(error) => DevFuse::Refused(error.to_string()),
         },
     }
+}
+
+/// What launched this process; with Hydra, whose environment names no job, from the socket that it handed down.
+fn launcher(environment: &Environment) -> Launcher {
+    let mut launcher = Launcher::from_environment(environment);
+    if launcher.kind == LauncherKind::Hydra && launcher.starter.is_none() {
+        let socket = variable(environment, "PMI_FD").and_then(|number| number.to_str()?.parse().ok());
+        // Not the parent: between Hydra and a rank there is often a script for each rank.
+        let starter = socket.and_then(process::maker_of_socket);
+        launcher.starter =
+            starter.and_then(|pid| Some(format!("process {pid} of {}", processes::start_of(pid)?)));
+    }
+    launcher
 }
 
 fn namespaces() -> Vec<(String, u64)> {

@@ -13,7 +13,7 @@ use super::gpu::{self, ImageLibraries};
 use super::inject::{Additions, Injection, Loaders, Variable};
 use super::modules;
 use super::request::{HomeWish, Isolation, LeftOut, Request, Verb};
-use super::share_key::{describe_share, share_key, share_scope};
+use super::share_key::{Written, describe_share, share_key, share_scope};
 use super::{identity, overlay, premounted};
 use crate::host::Host;
 use crate::image::config::ImageConfig;
@@ -219,8 +219,7 @@ pub fn plan(
     };
     check_fuse(&root, &binds, host)?;
     let (cwd, cwd_reason) = working_directories(request, &image.config, &binds, host)?;
-    let is_private = keeps_in_memory(overlay.as_ref(), &binds);
-    let scope = share_scope(request, policy, host, is_private);
+    let scope = share_scope(request, policy, host, written(overlay.as_ref(), &binds));
     let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
     let injected = &additions.variables;
@@ -294,11 +293,14 @@ fn check_fuse(root: &RootSource, binds: &Binds, host: &Host) -> Result<(), PlanE
     }
 }
 
-/// Whether what the job writes is seen in these namespaces only. A directory of the host is the same for all who name it.
-fn keeps_in_memory(overlay: Option<&PlannedOp>, binds: &Binds) -> bool {
+fn written(overlay: Option<&PlannedOp>, binds: &Binds) -> Written {
     let is_memory = |bind: &binds::Bind| matches!(bind.shown, binds::Shown::Memory { .. });
-    overlay.is_some_and(|planned| matches!(planned.op, Op::Overlay { upper: Upper::Memory { .. }, .. }))
-        || binds.binds.iter().any(is_memory)
+    match overlay.map(|planned| &planned.op) {
+        Some(Op::Overlay { upper: Upper::Memory { .. }, .. }) => Written::InMemory,
+        _ if binds.binds.iter().any(is_memory) => Written::InMemory,
+        Some(Op::Overlay { upper: Upper::Directory(_), .. }) => Written::ToDirectory,
+        _ => Written::Elsewhere,
+    }
 }
 
 fn guise(request: &Request, policy: &Policy) -> Result<Guise, PlanError> {

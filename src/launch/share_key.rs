@@ -13,21 +13,35 @@ use crate::mount::plan::MountPlan;
 use crate::policy::Policy;
 use crate::policy::rules::Share;
 
-/// What the processes that share namespaces have in common; none when this process is by itself. `is_private` tells
-/// whether the new root keeps in memory what the job writes.
-pub fn share_scope(request: &Request, policy: &Policy, host: &Host, is_private: bool) -> Option<String> {
+/// What the processes that share namespaces have in common; none when this process is by itself. `written` tells where
+/// what the job writes to its root goes.
+pub fn share_scope(request: &Request, policy: &Policy, host: &Host, written: Written) -> Option<String> {
     let launcher = &host.launcher;
     let scope = match request.share.unwrap_or_else(|| policy.share()) {
         Share::None => return None,
         Share::Step => &launcher.step,
         Share::Job => &launcher.job,
     };
-    let has_directory = host.share_directory.is_some();
-    let has_siblings = launcher.kind != LauncherKind::None;
+    if host.share_directory.is_none() || launcher.kind == LauncherKind::None {
+        return None;
+    }
     // A launcher without ids: what else is hashed keeps apart what differs. Two `mpirun` of equal plans share, which is
-    // harmless only where neither sees what the other writes; who asks for it by name knows that one runs at a time.
-    let nameless = (!is_private || request.share.is_some()).then(|| "none".to_owned());
-    if has_directory && has_siblings { scope.clone().or(nameless) } else { None }
+    // harmless, and good for ranks that another of their kind spawns, as long as neither sees what the other writes.
+    let starter = launcher.starter.clone().filter(|_| written != Written::Elsewhere);
+    // Who asks for it by name knows that one `mpirun` runs at a time. A directory has room for one root only.
+    let nameless = (written != Written::InMemory || request.share.is_some()).then(|| "none".to_owned());
+    scope.clone().or(starter).or(nameless)
+}
+
+/// Where what a job writes to its root goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Nowhere, or to directories of the host, which are the same for all who name them.
+    Elsewhere,
+    /// To the upper directory of an overlay.
+    ToDirectory,
+    /// To memory, which is seen in these namespaces only.
+    InMemory,
 }
 
 /// The name under which ranks of equal launches find each other.
@@ -90,8 +104,47 @@ pub fn describe_share(scope: Option<&str>, host: &Host, unshared_ranks: bool) ->
     let launcher = host.launcher.kind.name();
     match scope {
         Some("none") => format!("with this user's other ranks under {launcher}"),
+        Some(scope) if host.launcher.starter.as_deref() == Some(scope) => {
+            format!("with the ranks that {launcher} started ({scope})")
+        }
         Some(scope) => format!("with the ranks of {scope}"),
         None if unshared_ranks => format!("with nobody, though {launcher} may have started other ranks"),
         None => "with nobody".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::launcher::Launcher;
+
+    #[test]
+    fn scopes_without_a_name() {
+        use Written::{Elsewhere, InMemory, ToDirectory};
+        let scope = |starter: Option<&str>, asked: Option<Share>, written: Written| {
+            let launcher = Launcher {
+                kind: LauncherKind::Hydra,
+                starter: starter.map(str::to_owned),
+                ..Launcher::default()
+            };
+            let host = Host { launcher, share_directory: Some("/dev/shm/x".into()), ..Host::default() };
+            share_scope(&Request { share: asked, ..Request::default() }, &Policy::builtin(), &host, written)
+        };
+        let (known, step) = (Some("process 7 of 9"), Some(Share::Step));
+        for (starter, asked, written, expected) in [
+            (None, None, Elsewhere, Some("none")),
+            (None, None, ToDirectory, Some("none")),
+            (None, None, InMemory, None),
+            (None, step, InMemory, Some("none")),
+            (known, None, Elsewhere, Some("none")),
+            (known, None, ToDirectory, known),
+            (known, None, InMemory, known),
+            (known, step, InMemory, known),
+            (known, Some(Share::Job), InMemory, known),
+            (known, Some(Share::None), InMemory, None),
+        ] {
+            let found = scope(starter, asked, written);
+            assert_eq!(found.as_deref(), expected, "{starter:?} {asked:?} {written:?}");
+        }
     }
 }

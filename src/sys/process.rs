@@ -1,5 +1,5 @@
 //! Processes: fork, wait, exit, and what a helper process does to let go of the one it came from.
-#![expect(unsafe_code, reason = "fork, close_range, dup2 and prctl have no safe wrapper")]
+#![expect(unsafe_code, reason = "fork, close_range, dup2, getsockopt and prctl have no safe wrapper")]
 
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
@@ -238,6 +238,21 @@ pub fn yield_to_all() {
         let parameters: libc::sched_param = std::mem::zeroed();
         libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters);
     }
+}
+
+/// The process that made the socket pair of which `descriptor` is an end, or that listens at the other end; none if it
+/// is no local socket, or that process is not visible from here.
+///
+/// Wrapper for `getsockopt(2)` with `SO_PEERCRED`.
+pub fn maker_of_socket(descriptor: RawFd) -> Option<i32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = libc::socklen_t::try_from(size_of_val(&peer)).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes to `peer`, any of which are a value; a wrong descriptor is refused.
+    let rc = unsafe {
+        let (peer, length) = ((&raw mut peer).cast(), &raw mut length);
+        libc::getsockopt(descriptor, libc::SOL_SOCKET, libc::SO_PEERCRED, peer, length)
+    };
+    (rc == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
 /// Sets the name that `ps` and `top` show: the first 15 bytes of `name`.

@@ -41,6 +41,11 @@ pub fn mount_namespace_of(pid: i32) -> Option<u64> {
     Some(Path::new(&format!("/proc/{pid}/ns/mnt")).metadata().ok()?.ino())
 }
 
+/// When a process was started, in ticks since the node's boot: with its number, what no other process ever has.
+pub(super) fn start_of(pid: i32) -> Option<u64> {
+    Some(containers::parse_stat(&read(pid, "stat")?)?.1)
+}
+
 /// The working directory of a process, as it sees it.
 pub fn working_directory_of(pid: i32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/cwd")).ok()
