@@ -108,7 +108,8 @@ pub fn job_env(
     draft.image(config, host);
     draft.injected(circumstances.injected);
     draft.site(policy, circumstances.modules, &variables)?;
-    if circumstances.unshared_ranks {
+    let is_helped = policy.rules().mpi.fallback_env.as_ref().is_none_or(|rule| rule.value);
+    if circumstances.unshared_ranks && is_helped {
         draft.unshared_ranks(request);
     }
     draft.user(request, policy, host)?;

@@ -197,10 +197,12 @@ pub const DIRECTORIES: Names = &["TMPDIR", "XDG_RUNTIME_DIR"];
 
 /// What keeps MPI libraries working when each rank has a user namespace of its own, where the kernel refuses
 /// cross-memory attach: Open MPI 4 would hang, MPICH 5 and UCX would abort.
-pub const UNSHARED_MPI: [(&str, &str); 3] = [
+pub const UNSHARED_MPI: [(&str, &str); 4] = [
     ("OMPI_MCA_btl_vader_single_copy_mechanism", "none"),
     ("MPIR_CVAR_CH4_CMA_ENABLE", "0"),
     ("UCX_POSIX_USE_PROC_LINK", "n"),
+    // All but cross-memory attach, whatever fabric there is. UCX knows such lists since 1.11.
+    ("UCX_TLS", "^cma"),
 ];
 
 /// Whether `name` is one of `names`.

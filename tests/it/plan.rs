@@ -380,7 +380,7 @@ share         with nobody, though Hydra may have started other ranks
 env           +APPTAINER_CONTAINER +HPCRUN_IMAGE +HPCRUN_VERSION +SINGULARITY_CONTAINER -LD_LIBRARY_PATH  # default
 env           -XDG_RUNTIME_DIR                                          # not in the new root
 env           +ASTRO +LANG +PATH                                        # image Env
-env           +MPIR_CVAR_CH4_CMA_ENABLE +OMPI_MCA_btl_vader_single_copy_mechanism +UCX_POSIX_USE_PROC_LINK  # ranks do not share namespaces
+env           +MPIR_CVAR_CH4_CMA_ENABLE +OMPI_MCA_btl_vader_single_copy_mechanism +UCX_POSIX_USE_PROC_LINK +UCX_TLS  # ranks do not share namespaces
 cwd           /opt/astro, else /home/ada/work, else /                   # image WorkingDir
 exec          /entry.sh solve --help                                    # image Entrypoint
 note          ranks join each namespace by itself: needs Linux 5.8, this is 4.18.0-553.el8_10.x86_64
@@ -1288,6 +1288,10 @@ fn ranks_that_do_not_share_get_settings_for_mpi() {
         assert_eq!(value(&planned(&set, &none, &Policy::builtin()), name).as_deref(), Some("mine"));
         assert_eq!(value(&planned(&slurm_node(), &exec(&["x"]), &Policy::builtin()), name), None);
         assert_eq!(value(&planned(&laptop(), &none, &Policy::builtin()), name), None);
+        assert_eq!(
+            value(&planned(&slurm_node(), &none, &policy("[mpi]\nfallback_env = false\n")), name),
+            None
+        );
     }
 }
 
