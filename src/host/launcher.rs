@@ -120,7 +120,7 @@ fn identify(text: &dyn Fn(&str) -> Option<String>) -> (LauncherKind, Option<Stri
     ];
     for (kind, name, word) in simple {
         if let Some(id) = text(name) {
-            let scope = format!("{word} {id}");
+            let scope = format!("{word} {}", family(text, &id));
             let job = batch_job(text).map(|(_, job)| job).unwrap_or_else(|| scope.clone());
             return (kind, Some(scope), Some(job));
         }
@@ -136,6 +136,21 @@ fn identify(text: &dyn Fn(&str) -> Option<String>) -> (LauncherKind, Option<Stri
         return (LauncherKind::Hydra, scope.clone(), scope);
     }
     (LauncherKind::None, None, None)
+}
+
+/// What a rank has in common with those that it spawns. Open MPI names each job of an `mpirun` after that, and a number:
+/// `NAME@2` by PRRTE, and in Open MPI 4 the lower half of a 32-bit id.
+fn family(text: &dyn Fn(&str) -> Option<String>, id: &str) -> String {
+    if let Some((name, number)) = id.rsplit_once('@')
+        && number.parse::<u32>().is_ok()
+    {
+        return name.to_owned();
+    }
+    let is_orte = text("OMPI_MCA_ess_base_jobid").as_deref() == Some(id);
+    match id.parse::<u32>() {
+        Ok(id) if is_orte => (id >> 16).to_string(),
+        _ => id.to_owned(),
+    }
 }
 
 fn batch_job(text: &dyn Fn(&str) -> Option<String>) -> Option<(LauncherKind, String)> {
@@ -196,9 +211,17 @@ mod tests {
             (
                 &[("PMIX_NAMESPACE", "prterun-h-1@1")],
                 Pmix,
-                Some("pmix prterun-h-1@1"),
-                Some("pmix prterun-h-1@1"),
+                Some("pmix prterun-h-1"),
+                Some("pmix prterun-h-1"),
             ),
+            (
+                &[("PMIX_NAMESPACE", "1818755074"), ("OMPI_MCA_ess_base_jobid", "1818755074")],
+                Pmix,
+                Some("pmix 27752"),
+                Some("pmix 27752"),
+            ),
+            (&[("PMIX_NAMESPACE", "65537")], Pmix, Some("pmix 65537"), Some("pmix 65537")),
+            (&[("PMIX_NAMESPACE", "a@b")], Pmix, Some("pmix a@b"), Some("pmix a@b")),
             (&[("PMIX_NAMESPACE", "n"), ("PBS_JOBID", "9.srv")], Pmix, Some("pmix n"), Some("pbs 9.srv")),
             (&[("PBS_JOBID", "9.srv")], Pbs, Some("pbs 9.srv"), Some("pbs 9.srv")),
             (&[("LSB_JOBID", "4"), ("LSB_JOBINDEX", "2")], Lsf, Some("lsf 4.2"), Some("lsf 4.2")),
