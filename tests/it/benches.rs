@@ -109,6 +109,15 @@ fn bench_launch_runs() {
 }
 
 #[test]
+fn bench_ranks_runs() {
+    let report = smoke("ranks");
+    assert_rows(
+        &report,
+        &["| 4 at once | hpcrun |", "| one more rank | bwrap", "each further rank of 4: PSS"],
+    );
+}
+
+#[test]
 fn bench_startup_runs() {
     let report = smoke("startup");
     assert_rows(
