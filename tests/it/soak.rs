@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+mod ranks;
+
 use crate::busybox_image;
 use crate::image_server::{WITHOUT_RESEND, check_unnoticed_kills};
 use crate::support::{Random, binary, is_root, run, scratch, seed, text};
