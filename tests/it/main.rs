@@ -34,6 +34,7 @@ mod fuzz;
 mod gpu;
 mod host_mpi;
 mod hostile_squashfs;
+mod hpc;
 mod image_server;
 mod launch;
 mod launchers;

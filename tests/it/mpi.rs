@@ -9,14 +9,16 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::busybox_image;
 use crate::support::{as_user, binary, hpcrun, run, scratch, stdout, text};
 
 /// Cells per side: the largest message of the gathering is some 512 KiB, the ring's is 4 MiB whatever this is.
@@ -63,6 +65,55 @@ fn nothing_of_a_job_outlives_it() {
     let files: Vec<_> =
         fs::read_dir(dir.path()).expect("scratch").map(|e| e.expect("entry").path()).collect();
     assert_eq!(files, [own]);
+}
+
+/// Hydra gives its ranks no id; who started them tells one mpiexec's from another's, also through a script for each rank.
+#[test]
+fn hydra_ranks_share_what_they_have_in_memory() {
+    let told = |options: &[&str]| -> BTreeSet<String> {
+        let script = "n=$(readlink /proc/self/ns/mnt); echo $n; sleep 1";
+        let output = run(&mut hydra(
+            &[options, &[&busybox_image::image().to_string_lossy(), "sh", "-c", script]].concat(),
+        ));
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", report(&output));
+        let lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        lines.into_iter().collect()
+    };
+    assert_eq!(told(&[]).len(), 1);
+    assert_eq!(told(&["--contain"]).len(), 1);
+    assert_eq!(told(&["--writable-tmpfs"]).len(), 1);
+    assert_eq!(told(&["--contain", "--share=none"]).len(), 4);
+}
+
+#[test]
+fn two_mpiexec_do_not_write_to_one_overlay() {
+    let dir = scratch();
+    let overlay = dir.path().join("overlay");
+    stdout(as_user("mkdir").arg(&overlay));
+    let option = format!("--overlay={}", overlay.display());
+    let image = busybox_image::image().to_string_lossy();
+    let mut first = hydra(&[&option, &image, "sh", "-c", "echo begun; sleep 8"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mpiexec");
+    let mut begun = [0; 24];
+    first.stdout.as_mut().expect("a pipe").read_exact(&mut begun).expect("four lines");
+    let second = run(&mut hydra(&[&option, &image, "true"]));
+    assert!(!second.status.success(), "{}", report(&second));
+    assert!(text(&second.stderr).contains("in use by another launch"), "{}", report(&second));
+    let first = first.wait_with_output().expect("wait");
+    assert!(first.status.success() && first.stderr.is_empty(), "{}", report(&first));
+}
+
+/// `mpiexec -n 4 sh -c 'hpcrun exec WORDS...'` of MPICH as the ordinary user, bounded in time.
+fn hydra(words: &[&str]) -> Command {
+    let mut command = as_user("timeout");
+    command.args(["--signal=KILL", LIMIT_S, "mpiexec.hydra", "-n", "4", "sh", "-c", "\"$@\"; exit $?", "sh"]);
+    command.arg(binary()).arg("exec").args(words);
+    command
 }
 
 #[track_caller]
