@@ -17,7 +17,7 @@ use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
 use crate::mount::node_cache::{Checks, Key, Original};
 use crate::mount::voucher::{Hashes, Voucher, When};
 use crate::policy::rules::Verify;
-use crate::squashfs::reader::{FileLayout, Filesystem, Inode, Piece, ReadError, ReaderOptions, Vouch};
+use crate::squashfs::reader::{FileLayout, Filesystem, Inode, ReadError, ReaderOptions, Vouch};
 use crate::sys::file::Stamp;
 
 /// An opened image file.
@@ -230,8 +230,8 @@ impl ImageFile {
     }
 
     /// The first `length` bytes of a file of the image.
-    pub(crate) fn read(&self, layout: &FileLayout, length: usize) -> Result<Vec<Piece>, ImageFileError> {
-        self.filesystem.read(layout, 0, length).map_err(|source| self.unreadable(source))
+    pub(crate) fn read(&self, layout: &FileLayout, length: usize) -> Result<Vec<u8>, ImageFileError> {
+        self.filesystem.read_bytes(layout, 0, length).map_err(|source| self.unreadable(source))
     }
 
     /// The bytes of a regular file of the image; none if there is no such file or it is longer than `longest` bytes.

@@ -39,7 +39,7 @@ use crate::policy::pattern::Pattern;
 use crate::policy::rules::Verify;
 use crate::policy::{Policy, rules};
 use crate::squashfs::format::Codec;
-use crate::squashfs::reader::{Filesystem, InodeKind, Piece};
+use crate::squashfs::reader::{Filesystem, InodeKind};
 use crate::sys::process;
 
 /// Bytes by which the launcher's heap grows: some blocks of an image.
@@ -356,16 +356,7 @@ fn small_file(image: &ImageFile, path: &str) -> Result<Option<Vec<u8>>, Failure>
         return Ok(None);
     }
     let Ok(size) = usize::try_from(layout.size) else { return Ok(None) };
-    let mut content = Vec::with_capacity(size);
-    for piece in image.read(layout, size)? {
-        match piece {
-            Piece::Data { block, start, length } => {
-                content.extend_from_slice(block.get(start..start.saturating_add(length)).unwrap_or_default());
-            }
-            Piece::Zero(length) => content.resize(content.len().saturating_add(length), 0),
-        }
-    }
-    Ok(Some(content))
+    Ok(Some(image.read(layout, size)?))
 }
 
 #[cfg(test)]

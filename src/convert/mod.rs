@@ -22,6 +22,7 @@ mod options;
 mod order;
 mod pack;
 mod pass;
+mod plain;
 mod progress;
 mod publish;
 pub mod source;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Progress;
 use super::layer::tar::{Entry, EntryKind, Reader, Segment, TarError};
+use super::plain;
 use super::progress::Wait;
 use crate::squashfs::writer::{BlockSource, FileId, StoredFile, WriteError, Writer};
 
@@ -11,6 +12,12 @@ use crate::squashfs::writer::{BlockSource, FileId, StoredFile, WriteError, Write
 pub trait FileSink {
     /// Begins a file of exactly `size` bytes, holes included.
     fn begin_file(&mut self, size: u64) -> Result<(), WriteError>;
+
+    /// Begins a file that is better stored without compression.
+    fn begin_plain_file(&mut self, size: u64) -> Result<(), WriteError> {
+        self.begin_file(size)
+    }
+
     /// Room for the next bytes; never empty while the file lacks some.
     fn spare(&mut self) -> Result<&mut [u8], WriteError>;
     /// Takes over the first `length` bytes of [`FileSink::spare`].
@@ -40,6 +47,10 @@ pub trait FileSink {
 impl FileSink for Writer {
     fn begin_file(&mut self, size: u64) -> Result<(), WriteError> {
         Writer::begin_file(self, size)
+    }
+
+    fn begin_plain_file(&mut self, size: u64) -> Result<(), WriteError> {
+        Writer::begin_plain_file(self, size)
     }
 
     fn spare(&mut self) -> Result<&mut [u8], WriteError> {
@@ -107,7 +118,11 @@ pub(super) fn store_file<R: std::io::Read>(
         _ => (0, &[]),
     };
     wait_for(sink, progress);
-    sink.begin_file(size)?;
+    if plain::is_read_by_every_start(&entry.path) {
+        sink.begin_plain_file(size)?;
+    } else {
+        sink.begin_file(size)?;
+    }
     progress.wait_for(Wait::Nothing);
     let mut at = 0;
     for segment in segments {

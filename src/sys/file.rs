@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, copy_file_range, openat, renameat};
+use nix::fcntl::{
+    AT_FDCWD, AtFlags, OFlag, PosixFadviseAdvice, copy_file_range, openat, posix_fadvise, renameat,
+};
 use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
@@ -311,6 +313,14 @@ pub fn in_memory(name: &std::ffi::CStr) -> Result<File, Error> {
     nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
         .map(File::from)
         .map_err(|errno| Error::new(format!("memfd_create({name:?})"), errno))
+}
+
+/// Has the kernel read a part of a file ahead into its cache (`posix_fadvise(2)`, `POSIX_FADV_WILLNEED`). A hint: nothing
+/// depends on it.
+pub fn will_need(file: &File, offset: u64, length: u64) {
+    if let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) {
+        let _ = posix_fadvise(file, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
 }
 
 /// The path that the kernel has for an open file, as the caller sees it; ` (deleted)` ends that of one without a name.

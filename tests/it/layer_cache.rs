@@ -307,6 +307,29 @@ fn a_file_that_was_hidden_is_read_from_the_source() {
     }
 }
 
+/// The C library's blocks are stored as they are, with a cache or without.
+#[test]
+fn the_c_library_is_stored_plain() {
+    let bench = Bench::new();
+    let cache = bench.cache();
+    let content: Vec<u8> = (0..20_000_u32).flat_map(|number| number.to_string().into_bytes()).collect();
+    let stack = [
+        tar(&[
+            Member::file("usr/lib/x86_64-linux-gnu/libc.so.6", &content),
+            Member::file("a", &content[1..]),
+        ]),
+        layer("other=1"),
+    ];
+    let plain = bench.scratch_build(&stack, None);
+    for round in 0..2 {
+        let got = bench.convert(&stack, Some(&cache), None, 2);
+        assert_eq!(got.bytes(), plain.bytes(), "round {round}");
+    }
+    let times = |wanted: &[u8]| plain.bytes().windows(wanted.len()).filter(|bytes| *bytes == wanted).count();
+    let whole_blocks = content.len() / 4096 * 4096;
+    assert_eq!((times(&content[..whole_blocks]), times(&content[4096..4196])), (1, 1));
+}
+
 /// Two images hide different files of one layer; after both the cache serves both.
 #[test]
 fn what_one_image_hides_stays_cached_for_the_other() {

@@ -241,11 +241,9 @@ impl Walk<'_> {
             while offset < end {
                 let length = usize::try_from(end - offset).unwrap_or(READ_SIZE).min(READ_SIZE);
                 let pieces = self.filesystem.read(file, offset, length).map_err(|source| at(path, source))?;
-                for piece in pieces {
-                    match piece.data() {
-                        Some(data) => self.out.write_all(data)?,
-                        None => write_zeros(self.out, piece.length())?,
-                    }
+                for piece in &pieces {
+                    let data = self.filesystem.bytes_of(piece).map_err(|source| at(path, source))?;
+                    self.out.write_all(&data)?;
                 }
                 offset += length as u64;
             }

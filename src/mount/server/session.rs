@@ -16,7 +16,7 @@ use super::tree::{Node, Offer, Tree, unreadable};
 use super::trouble::{self, Reporter};
 use super::watch::Watch;
 use crate::mount::graft::{self, NodeKind};
-use crate::squashfs::reader::{FileLayout, InodeKind, Piece};
+use crate::squashfs::reader::{FileLayout, Filesystem, InodeKind, Piece, ReadError};
 use crate::sys::fuse::{Device, RequestSlot};
 
 /// From which holes are answered.
@@ -105,6 +105,26 @@ pub(super) struct Reply {
     bytes: Vec<u8>,
     /// Content that goes out from where it lies.
     pieces: Vec<Piece>,
+    /// The plain pieces' bytes, one after the other; longer than they are, so that it need not be cleared.
+    plain: Vec<u8>,
+}
+
+impl Reply {
+    /// Reads the plain pieces.
+    fn fill_plain(&mut self, image: &Filesystem) -> Result<(), ReadError> {
+        let mut at = 0;
+        for piece in &self.pieces {
+            if let Piece::Plain { position, length } = piece {
+                let end = at + length;
+                if self.plain.len() < end {
+                    self.plain.resize(end, 0);
+                }
+                image.read_plain(*position, self.plain.get_mut(at..end).unwrap_or_default())?;
+                at = end;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Session {
@@ -221,6 +241,8 @@ impl Session {
         self.watch.end(place);
         reply.pieces.clear();
         reply.bytes.shrink_to(LISTING_BYTES);
+        reply.plain.truncate(LISTING_BYTES);
+        reply.plain.shrink_to(LISTING_BYTES);
     }
 
     /// Sends header, content and pieces with one call, each from where it lies.
@@ -228,11 +250,17 @@ impl Session {
         let following = reply.pieces.iter().map(Piece::length).sum();
         protocol::finish_header(&mut reply.bytes, following);
         let mut parts = vec![IoSlice::new(&reply.bytes)];
+        let mut plain = reply.plain.as_slice();
         for piece in &reply.pieces {
             match piece {
                 Piece::Data { block, start, length } => {
                     let bytes = block.get(*start..).and_then(|rest| rest.get(..*length)).ok_or(Errno::EIO)?;
                     parts.push(IoSlice::new(bytes));
+                }
+                Piece::Plain { length, .. } => {
+                    let (bytes, rest) = plain.split_at_checked(*length).ok_or(Errno::EIO)?;
+                    parts.push(IoSlice::new(bytes));
+                    plain = rest;
                 }
                 Piece::Zero(length) => {
                     let mut left = *length;
@@ -341,6 +369,7 @@ impl Session {
                     image.read(&layout, offset, length)
                 };
                 reply.pieces = pieces.map_err(unreadable)?;
+                reply.fill_plain(image).map_err(unreadable)?;
             }
             Node::Graft(_, graft::Node { kind: NodeKind::File { content, .. }, .. }) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());

@@ -1,5 +1,6 @@
 //! File data: blocks one after the other, and a tail in a fragment that files share.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::block_index::{BlockIndex, Checkpoint, STRIDE};
@@ -74,16 +75,41 @@ impl Filesystem {
     /// The bytes of [`Filesystem::read`] in one vector.
     pub fn read_bytes(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut bytes = Vec::new();
-        self.each_piece(file, offset, length, Keep::Yes, |piece| match piece.data() {
-            Some(data) => bytes.extend_from_slice(data),
-            None => bytes.resize(bytes.len() + piece.length(), 0),
-        })?;
+        for piece in self.read(file, offset, length)? {
+            bytes.extend_from_slice(&self.bytes_of(&piece)?);
+        }
         Ok(bytes)
     }
 
-    /// Decompresses the blocks that cover `length` bytes at `offset` into the cache (for read-ahead).
+    /// The bytes of a piece, wherever they are.
+    pub fn bytes_of<'a>(&self, piece: &'a Piece) -> Result<Cow<'a, [u8]>, ReadError> {
+        match piece {
+            Piece::Data { block, start, length } => Ok(Cow::Borrowed(
+                block.get(*start..).and_then(|rest| rest.get(..*length)).unwrap_or_default(),
+            )),
+            Piece::Plain { position, length } => {
+                let mut bytes = vec![0; *length];
+                self.read_plain(*position, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+            Piece::Zero(length) => Ok(Cow::Owned(vec![0; *length])),
+        }
+    }
+
+    /// Fills `out` with the bytes of a [`Piece::Plain`].
+    pub fn read_plain(&self, position: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        self.image.read(position, out)
+    }
+
+    /// Decompresses the blocks that cover `length` bytes at `offset` into the cache (for read-ahead); of those that need
+    /// no decompressing the kernel is told.
     pub fn prefetch(&self, file: &FileLayout, offset: u64, length: usize) -> Result<(), ReadError> {
-        self.each_piece(file, offset, length, Keep::Yes, drop)
+        for piece in self.read(file, offset, length)? {
+            if let Piece::Plain { position, length } = piece {
+                self.image.will_need(position, length);
+            }
+        }
+        Ok(())
     }
 
     /// The stretches of a file that are no holes, ascending, as offset and length in bytes. Reads the block list and no
@@ -147,23 +173,37 @@ impl Filesystem {
         match file.fragment {
             Some(part) if at < end => {
                 let tail_start = file.blocks.saturating_mul(block_size);
-                let fragment = self.fragment(part.index)?;
                 let start = to_usize(u64::from(part.byte) + (at - tail_start));
-                let length = to_usize(end - at);
-                if start + length > fragment.len() {
-                    let what = format!(
-                        "fragment {} is {} bytes long, a file has its tail at {start} to {}",
-                        part.index,
-                        fragment.len(),
-                        start + length
-                    );
-                    return Err(self.image.corrupt(file.list.block, what));
-                }
-                each(Piece::Data { block: fragment, start, length });
+                each(self.tail_piece(file, part.index, start, to_usize(end - at))?);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// `length` bytes from byte `start` of a fragment.
+    fn tail_piece(
+        &self,
+        file: &FileLayout,
+        index: u32,
+        start: usize,
+        length: usize,
+    ) -> Result<Piece, ReadError> {
+        let block = self.fragment(index)?;
+        let check = |bytes: usize| {
+            let end = start + length;
+            let what =
+                || format!("fragment {index} is {bytes} bytes long, a file has its tail at {start} to {end}");
+            if end > bytes { Err(self.image.corrupt(file.list.block, what())) } else { Ok(()) }
+        };
+        if block.is_compressed() {
+            let block = self.fragment_block(block)?;
+            check(block.len())?;
+            return Ok(Piece::Data { block, start, length });
+        }
+        check(block.stored())?;
+        self.loading(Touched::Fragment { position: block.position, size_word: block.word });
+        Ok(Piece::Plain { position: block.position + start as u64, length })
     }
 
     /// `length` bytes from byte `start` of a block that holds `expected` bytes.
@@ -171,6 +211,16 @@ impl Filesystem {
         let [expected, start, length] = [expected, start, length].map(to_usize);
         if block.word == 0 {
             return Ok(Piece::Zero(length));
+        }
+        if !block.is_compressed() {
+            if block.stored() != expected {
+                let what =
+                    format!("data block of {} bytes stored uncompressed, not {expected}", block.stored());
+                return Err(self.image.corrupt(block.position, what));
+            }
+            let touched = u32::try_from(expected).unwrap_or(u32::MAX);
+            self.loading(Touched::Data { position: block.position, size_word: block.word, length: touched });
+            return Ok(Piece::Plain { position: block.position + start as u64, length });
         }
         let block = self.data.get(block.key(expected), || {
             let bytes = self.load_block(block, expected)?;
@@ -185,20 +235,12 @@ impl Filesystem {
         self.loading(Touched::Data { position: block.position, size_word: block.word, length });
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, expected).collect();
         let out = Arc::get_mut(&mut bytes).unwrap_or_default();
-        let stored = block.stored();
-        if block.is_compressed() {
-            let length = self.image.with_bytes(block.position, stored, |data| {
-                decompress(self.codec, data, out)
-                    .map_err(|error| self.image.corrupt(block.position, format!("data block: {error}")))
-            })?;
-            if length != expected {
-                let what = format!("data block decompresses to {length} bytes, not {expected}");
-                return Err(self.image.corrupt(block.position, what));
-            }
-        } else if stored == expected {
-            self.image.read(block.position, out)?;
-        } else {
-            let what = format!("data block of {stored} bytes stored uncompressed, not {expected}");
+        let length = self.image.with_bytes(block.position, block.stored(), |data| {
+            decompress(self.codec, data, out)
+                .map_err(|error| self.image.corrupt(block.position, format!("data block: {error}")))
+        })?;
+        if length != expected {
+            let what = format!("data block decompresses to {length} bytes, not {expected}");
             return Err(self.image.corrupt(block.position, what));
         }
         Ok(bytes)
@@ -210,12 +252,13 @@ impl Filesystem {
         self.check(&block).map_err(|what| self.image.corrupt(position, format!("a block {what}")))?;
         match content {
             Content::Block(expected) => self.block_piece(block, expected as u64, 0, 0).map(drop),
+            Content::Fragment if !block.is_compressed() => Ok(()),
             Content::Fragment => self.fragment_block(block).map(drop),
         }
     }
 
-    /// A fragment as a whole: as many bytes as its block decompresses to.
-    fn fragment(&self, index: u32) -> Result<Arc<[u8]>, ReadError> {
+    /// Where the fragment table has a fragment.
+    fn fragment(&self, index: u32) -> Result<Block, ReadError> {
         let Some(table) = &self.tables.fragments else {
             return Err(self.image.corrupt(0, format!("fragment {index} is wanted, the image has none")));
         };
@@ -226,9 +269,10 @@ impl Filesystem {
         self.check(&block)
             .and_then(|()| if block.word == 0 { Err("is empty".to_owned()) } else { Ok(()) })
             .map_err(|what| self.image.corrupt(position, format!("fragment {index} {what}")))?;
-        self.fragment_block(block)
+        Ok(block)
     }
 
+    /// A compressed fragment as a whole: as many bytes as its block decompresses to.
     fn fragment_block(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
         self.data.get((block.position, block.word, Content::Fragment), || {
             let bytes = self.load_fragment(block)?;
@@ -240,9 +284,6 @@ impl Filesystem {
     fn load_fragment(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
         self.loading(Touched::Fragment { position: block.position, size_word: block.word });
         self.image.with_bytes(block.position, block.stored(), |data| {
-            if !block.is_compressed() {
-                return Ok(data.into());
-            }
             let mut out = vec![0; self.superblock.block_size as usize];
             let length = decompress(self.codec, data, &mut out)
                 .map_err(|error| self.image.corrupt(block.position, format!("fragment: {error}")))?;
@@ -294,23 +335,20 @@ impl Piece {
     /// Bytes in this piece.
     pub fn length(&self) -> usize {
         match self {
-            Piece::Data { length, .. } | Piece::Zero(length) => *length,
-        }
-    }
-
-    /// The bytes, unless they are of a hole.
-    pub fn data(&self) -> Option<&[u8]> {
-        match self {
-            Piece::Data { block, start, length } => block.get(*start..start.checked_add(*length)?),
-            Piece::Zero(_) => None,
+            Piece::Data { length, .. } | Piece::Plain { length, .. } | Piece::Zero(length) => *length,
         }
     }
 }
 
-/// Appends a piece; neighbouring holes become one.
+/// Appends a piece; neighbouring holes become one, as do bytes that lie one behind the other.
 fn push(pieces: &mut Vec<Piece>, piece: Piece) {
     match (pieces.last_mut(), &piece) {
         (Some(Piece::Zero(before)), Piece::Zero(more)) => *before += more,
+        (Some(Piece::Plain { position, length }), Piece::Plain { position: next, length: more })
+            if *position + *length as u64 == *next =>
+        {
+            *length += more;
+        }
         _ => pieces.push(piece),
     }
 }

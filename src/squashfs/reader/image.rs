@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::ReadError;
 use super::backing::Backing;
+use crate::sys::file;
 
 /// Says whether bytes that were read from an image file are the image's.
 pub trait Vouch: std::fmt::Debug + Send + Sync {
@@ -81,6 +82,12 @@ impl Image {
     /// The offset in the file of the end of a squashfs of `length` bytes, if a file can be as long.
     pub(super) fn end(&self, length: u64) -> Option<u64> {
         self.base.checked_add(length).filter(|end| i64::try_from(*end).is_ok())
+    }
+
+    /// Has the kernel read ahead; a hint only.
+    pub(super) fn will_need(&self, position: u64, length: usize) {
+        let near = self.copy().filter(|_| self.is_near.load(Ordering::Acquire));
+        file::will_need(near.unwrap_or_else(|| self.file()), self.offset(position), length as u64);
     }
 
     /// Fills `out`.

@@ -266,7 +266,7 @@ pub struct Entry<'a> {
     pub next: u64,
 }
 
-/// A piece of file data: bytes kept alive by the cache, or zeros.
+/// A piece of file data: bytes kept alive by the cache, bytes that lie in the image as they are, or zeros.
 #[derive(Debug, Clone)]
 pub enum Piece {
     /// `block[start..start + length]`.
@@ -275,6 +275,14 @@ pub enum Piece {
         block: Arc<[u8]>,
         /// First byte wanted.
         start: usize,
+        /// Bytes wanted.
+        length: usize,
+    },
+    /// Stored without compression, for [`Filesystem::read_plain`]. The kernel's page cache has it, so that a copy in the
+    /// cache here would cost memory and gain nothing.
+    Plain {
+        /// Position in the image.
+        position: u64,
         /// Bytes wanted.
         length: usize,
     },

@@ -41,9 +41,16 @@ pub(super) struct BlockCutter {
     holes: u32,
     /// Files of at least one data block handed over so far.
     runs: u32,
+    /// The file's blocks are stored as they are.
+    is_plain: bool,
 }
 
 impl BlockCutter {
+    /// Whether the blocks of the file that begins are stored without compression.
+    pub(super) fn set_plain(&mut self, is_plain: bool) {
+        self.is_plain = is_plain;
+    }
+
     /// The block being filled; a fresh one if need be.
     pub(super) fn block(&mut self, pipeline: &mut Pipeline) -> Result<&mut Block, WriteError> {
         if self.current.is_none() {
@@ -74,7 +81,7 @@ impl BlockCutter {
         let holes_before = std::mem::take(&mut self.holes);
         match self.kept_back.replace((block, holes_before)) {
             Some((earlier, holes_before)) => {
-                pipeline.submit(earlier, Role::Data { holes_before, last: None })
+                self.submit(earlier, Role::Data { holes_before, last: None }, pipeline)
             }
             None => Ok(()),
         }
@@ -84,8 +91,12 @@ impl BlockCutter {
     pub(super) fn end(&mut self, pipeline: &mut Pipeline) -> Result<FileData, WriteError> {
         let holes_after = std::mem::take(&mut self.holes);
         let Some((block, holes_before)) = self.kept_back.take() else { return Ok(FileData::Zeros) };
-        pipeline.submit(block, Role::Data { holes_before, last: Some(holes_after) })?;
+        self.submit(block, Role::Data { holes_before, last: Some(holes_after) }, pipeline)?;
         Ok(self.next_run())
+    }
+
+    fn submit(&self, block: Block, role: Role, pipeline: &mut Pipeline) -> Result<(), WriteError> {
+        if self.is_plain { pipeline.submit_plain(block, role) } else { pipeline.submit(block, role) }
     }
 
     fn next_run(&mut self) -> FileData {

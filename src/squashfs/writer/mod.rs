@@ -192,6 +192,16 @@ impl Writer {
 
     /// Begins a regular file; `size` is its exact length in bytes, holes included.
     pub fn begin_file(&mut self, size: u64) -> Result<(), WriteError> {
+        self.begin(size, false)
+    }
+
+    /// Begins a regular file whose whole blocks are stored as they are. A file shorter than a block shares one with
+    /// others, which is compressed.
+    pub fn begin_plain_file(&mut self, size: u64) -> Result<(), WriteError> {
+        self.begin(size, true)
+    }
+
+    fn begin(&mut self, size: u64, is_plain: bool) -> Result<(), WriteError> {
         if self.open.is_some() {
             return Err(WriteError::OutOfTurn("the file before was not ended"));
         }
@@ -204,6 +214,7 @@ impl Writer {
         if small && size > 0 {
             self.fragments.begin(usize::try_from(size).unwrap_or(usize::MAX), &mut self.pipeline)?;
         }
+        self.cutter.set_plain(is_plain);
         self.open = Some(OpenFile { size, got: 0, small });
         Ok(())
     }

@@ -96,6 +96,8 @@ pub(super) enum Role {
 pub(super) enum Content {
     /// The block holds it.
     Here,
+    /// The block holds it, and it is to be stored as it is.
+    Plain,
     /// From an earlier image, already compressed; the block is only room for it.
     Stored(Arc<BlockSource>, StoredBlock),
     /// Small files out of blocks of earlier images; the block is only room for them.
@@ -250,6 +252,11 @@ impl Pipeline {
         self.send(block, Content::Here, role)
     }
 
+    /// The same for a block that is not to be compressed.
+    pub(super) fn submit_plain(&mut self, block: Block, role: Role) -> Result<(), WriteError> {
+        self.send(block, Content::Plain, role)
+    }
+
     /// The same for a block whose content is elsewhere.
     pub(super) fn take_over(&mut self, content: Content, role: Role) -> Result<(), WriteError> {
         let block = self.block()?;
@@ -348,6 +355,10 @@ impl Worker {
                     pack(job, &mut scratch, &mut compressor, self.record)?
                 }
                 Content::Here => pack(job, &mut scratch, &mut compressor, self.record)?,
+                Content::Plain => {
+                    let Job { sequence, block, role, .. } = job;
+                    packed(sequence, block, DATA_UNCOMPRESSED, role, self.record)
+                }
             };
             if self.packed.send(Some(packed)).is_err() {
                 return Err(WriteError::ThreadDied);
@@ -402,7 +413,12 @@ fn pack(
         }
         None => DATA_UNCOMPRESSED,
     };
+    Ok(packed(sequence, block, flag, role, record))
+}
+
+/// A block as it is to be stored; `flag` says how.
+fn packed(sequence: u64, block: Block, flag: u32, role: Role, record: bool) -> Packed {
     let size_word = u32::try_from(block.len()).unwrap_or(u32::MAX) | flag;
     let fingerprint = Fingerprint::of(block.filled(), record);
-    Ok(Packed { sequence, block, size_word, fingerprint, role })
+    Packed { sequence, block, size_word, fingerprint, role }
 }
