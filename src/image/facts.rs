@@ -139,7 +139,8 @@ impl Role {
         let at = name.windows(3).position(|window| window == b".so")?;
         let (stem, version) = (name.get(..at)?, name.get(at.checked_add(3)?..)?);
         let is_version = |byte: &u8| byte.is_ascii_digit() || *byte == b'.';
-        if !version.is_empty() && !(version.starts_with(b".") && version.iter().all(is_version)) {
+        let is_library = version.is_empty() || (version.starts_with(b".") && version.iter().all(is_version));
+        if !is_library {
             return None;
         }
         if stem == b"libcuda" {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::binds::{self, Binds};
 use super::command::{self, Command};
-use super::env::{self, Circumstances, JobEnv};
+use super::env::{self, Circumstances};
 pub use super::error::PlanError;
 use super::explain::About;
 use super::gpu::{self, ImageLibraries};
-use super::inject::{Additions, Injection, Loaders, Variable};
+use super::inject::{Additions, Injection, Loaders};
 use super::modules;
 use super::request::{HomeWish, Isolation, LeftOut, Request, Verb};
 use super::share_key::{Written, describe_share, share_key, share_scope};
@@ -22,7 +22,7 @@ use crate::mount::node_cache::Wanted;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
-use crate::policy::decide::{ChosenModule, Decision, HostPath, ImageTraits, Variables};
+use crate::policy::decide::{Decision, HostPath, ImageTraits, Variables};
 use crate::policy::path::{is_within, normalise};
 
 /// Serving threads beyond which readers of one image wait for its file and not for the server.
@@ -222,8 +222,18 @@ pub fn plan(
     let scope = share_scope(request, policy, host, written(overlay.as_ref(), &binds));
     let scope = scope.filter(|_| guise.isolation == Isolation::default());
     let unshared_ranks = scope.is_none() && host.launcher.may_have_siblings();
-    let injected = &additions.variables;
-    let job_env = make_env(request, image, policy, &modules, host, &binds, &cwd, unshared_ranks, injected)?;
+    let home = identity::home_of_request(request, host);
+    let circumstances = Circumstances {
+        image: &image.path,
+        shell: image.shell.as_deref(),
+        home: home.as_deref(),
+        binds: &binds,
+        cwd: cwd.first().filter(|first| Some(*first) == host.cwd.as_ref()).map(PathBuf::as_path),
+        unshared_ranks,
+        injected: &additions.variables,
+        modules: &modules,
+    };
+    let job_env = env::job_env(request, &image.config, policy, host, &circumstances)?;
     let Command { program, argv, image_field } = command::of_request(request, image, host)?;
     let grafts = match &root {
         RootSource::Image(_) => grafts(request, image, host, &binds, &additions)?,
@@ -445,32 +455,6 @@ fn elsewhere(request: &Request, cwd: &[PathBuf], host: &Host) -> Option<String> 
 
 fn is_inside_proc(path: &Path) -> bool {
     is_within(path, Path::new("/proc")) && path != Path::new("/proc")
-}
-
-fn make_env(
-    request: &Request,
-    image: &ImageFacts,
-    policy: &Policy,
-    modules: &[ChosenModule<'_>],
-    host: &Host,
-    binds: &Binds,
-    cwd: &[PathBuf],
-    unshared_ranks: bool,
-    injected: &[Variable],
-) -> Result<JobEnv, PlanError> {
-    let first = cwd.first().filter(|first| Some(*first) == host.cwd.as_ref());
-    let home = identity::home_of_request(request, host);
-    let circumstances = Circumstances {
-        image: &image.path,
-        shell: image.shell.as_deref(),
-        home: home.as_deref(),
-        binds,
-        cwd: first.map(PathBuf::as_path),
-        unshared_ranks,
-        injected,
-        modules,
-    };
-    Ok(env::job_env(request, &image.config, policy, host, &circumstances)?)
 }
 
 fn server_threads(policy: &Policy, host: &Host) -> usize {

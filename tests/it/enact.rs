@@ -155,7 +155,6 @@ impl Spec {
             startup: Startup::Nothing,
             node_cache: None,
             guise: Default::default(),
-            libraries: Vec::new(),
             about: Default::default(),
         }
     }

@@ -155,11 +155,9 @@ fn image(name: &str, library: &str, of: &str, soname: &str, is_apart: bool) -> P
     root.file(&program, "app/run").file(&own, &format!("{directory}/{soname}"));
     let directory_of_own = own.parent().expect("directory");
     root.libraries_of(&[&program, &own], directory_of_own);
-    for extra in ["libfabric.so.1"] {
-        let bundled = directory_of_own.join(of).join(extra);
-        if bundled.is_file() {
-            root.file(&bundled, &format!("usr/lib/x86_64-linux-gnu/{extra}"));
-        }
+    let fabric = directory_of_own.join(of).join("libfabric.so.1");
+    if fabric.is_file() {
+        root.file(&fabric, "usr/lib/x86_64-linux-gnu/libfabric.so.1");
     }
     root.image()
 }
@@ -280,7 +278,7 @@ fn refusals_name_library_version_and_symbol() {
     let functions =
         "int MPI_Init, MPI_Comm_rank, MPI_Comm_size, MPI_Get_library_version, MPI_Finalize, MPIR_x;";
     let lacking = shared("lacking.so", functions, &["-Wl,-soname,libmpi.so.12"]);
-    let policy = site.policy("lacking", &[lacking.clone()], "");
+    let policy = site.policy("lacking", std::slice::from_ref(&lacking), "");
     check_refused(
         &policy,
         &image,
@@ -309,7 +307,7 @@ fn refusals_name_library_version_and_symbol() {
     root.file(&site.path("refused.bin"), "app/run").file(&old, "usr/lib/x86_64-linux-gnu/libc.so.6");
     root.file(&site.library("mpich", "libmpi.so.12"), "usr/lib/x86_64-linux-gnu/libmpi.so.12");
     let intel = site.library("impi", "libmpi.so.12");
-    let policy = site.policy("old", &[intel.clone()], "");
+    let policy = site.policy("old", std::slice::from_ref(&intel), "");
     let expected = format!("{} needs GLIBC_2.25, and the image has glibc 2.17", intel.display());
     check_refused(&policy, &root.image(), &expected);
 }

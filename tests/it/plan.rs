@@ -21,7 +21,6 @@ use hpcrun::host::gpu::GpuFacts;
 use hpcrun::host::{Backing, Features, Host, Kernel, Kind, Launcher, PathFact, TreeFact, TreeShape, User};
 use hpcrun::image::config::ImageConfig;
 use hpcrun::launch::env_names::{DIRECTORIES, HOST_FIRST, LAUNCHER, STRIPPED, UNSHARED_MPI, is_one_of};
-use hpcrun::launch::gpu::ImageLibraries;
 use hpcrun::launch::inject::Loaders;
 use hpcrun::launch::plan::{FileId, SquashfsFacts};
 use hpcrun::launch::request::{BindOption, EnvOption, HomeWish, ScratchOption, Verb, Writable};
@@ -30,7 +29,6 @@ use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe,
 use hpcrun::mount::graft::Graft;
 use hpcrun::mount::plan::Op;
 use hpcrun::policy::Policy;
-use hpcrun::policy::decide::ImageTraits;
 use hpcrun::policy::rules::Share;
 
 /// A node: what it has at which path.

@@ -420,13 +420,16 @@ fn where_images_may_not_come_from() {
     }
 }
 
-/// What each worked example is there for, in launches of the ordinary user: options, status, words of the answer.
+/// An example, options, a command, the status, and words of the answer.
+type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], i32, &'a [&'a str]);
+
+/// What each worked example is there for, in launches of the ordinary user.
 #[test]
 fn the_worked_examples_do_what_they_are_for() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("site-config/examples");
     let home = format!("/home/{TEST_USER}");
     let tmp_image = image().display().to_string();
-    let cases: &[(&str, &[&str], &[&str], i32, &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         ("laptop", &[], &["sh", "-c", "! test -e $HOME/.profile && echo ok"], 0, &["ok"]),
         ("laptop", &["--bind", &home], &["true"], 122, &["which shows", ".ssh", "[binds] denied"]),
         ("laptop", &["--env", "LD_PRELOAD=/x"], &["true"], 122, &["[env] unset"]),
