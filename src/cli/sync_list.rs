@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn mistakes_are_told_with_their_places() {
         for (text, at, what) in [
-            ("imag = 1\n", (1, 1), "unknown key"),
+            ("imag = 1\n", (1, 1), "unknown section"),
             ("[[image]]\nfrm = 'a'\n", (2, 1), "unknown key"),
             ("[[image]]\ntags = ['a']\n", (1, 1), "without 'from'"),
             ("[[image]]\nfrom = 'A'\n", (2, 8), "is no source"),
@@ -237,7 +237,7 @@ mod tests {
             ("[[image]]\nfrom = 'a'\ntags = ['b', 'b b']\n", (3, 14), "is no name"),
             ("[[image]]\nfrom = 'a'\nupdate = 'often'\n", (3, 10), "none of always"),
             ("[[image]]\nfrom = 'a'\nkeep = 0\n", (3, 8), "must be 1 to 100"),
-            ("[[image]]\nfrom = 'a'\nplatform = 'x'\n", (3, 12), "x"),
+            ("[[image]]\nfrom = 'a'\nplatform = 'linux'\n", (3, 12), "linux"),
             (
                 "[[image]]\nfrom = 'a'\n[[image]]\nfrom = 'docker.io/library/a:latest'\n",
                 (3, 1),

@@ -147,7 +147,6 @@ mod tests {
             "a: 1\n---\nb: 2\n",
             "? [a]\n: b\n",
             "a: [",
-            "\t- x",
             &deep,
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text}");

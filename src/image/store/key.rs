@@ -62,7 +62,7 @@ impl Key {
 
     fn parse_stem(stem: &str) -> Option<Key> {
         let (digest, parameters) = stem.rsplit_once('-')?;
-        let digest = Digest::parse(&digest.replacen('-', ":", 1)).ok()?;
+        let digest = Digest::parse(&digest.replacen('-', ":", 1)).ok().filter(|_| !digest.contains(':'))?;
         let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let fits = parameters.len() == PARAMETER_DIGITS && parameters.bytes().all(is_hex);
         fits.then(|| Key { digest, parameters: parameters.to_owned() })
