@@ -135,7 +135,7 @@ fn layer(word: &str) -> Vec<u8> {
         Member::file("bin/busybox", program).mode(0o755),
         Member::symlink("bin/sh", "busybox"),
         Member::symlink("bin/id", "busybox"),
-        Member::file("bin/solver", format!("#!/bin/sh\necho {word} $(id -u)\n")).mode(0o755),
+        Member::file("usr/bin/solver", format!("#!/bin/sh\necho {word} $(id -u)\n")).mode(0o755),
     ])
 }
 

@@ -235,7 +235,7 @@ fn what_is_no_image_file() {
         (path("fifo/x.sqsh"), &["cannot open image", "Not a directory (ENOTDIR)"]),
         (
             "docker://debian".to_owned(),
-            &["cannot open image docker://debian", "hint: make an image file first: hpcrun convert"],
+            &["cannot open image docker://debian: no store has it", "hint: 'hpcrun pull docker://debian'"],
         ),
         ("/".to_owned(), &["cannot use / as an image: it is a directory"]),
         ("/dev/null".to_owned(), &["cannot use /dev/null as an image: it is a device"]),

@@ -15,7 +15,7 @@ const CASES: &[Case] = &[
     ("slurm-pmi2", "Slurm", "slurm 2.0", "slurm 2", Some(1), Some(2)),
     ("slurm-batch", "Slurm", "slurm 3.batch", "slurm 3", Some(0), None),
     ("cray-shasta", "Slurm", "slurm 77.2", "slurm 77", Some(0), Some(4)),
-    ("openmpi", "PMIx", "pmix 596312065", "pmix 596312065", Some(1), Some(2)),
+    ("openmpi", "PMIx", "pmix 9099", "pmix 9099", Some(1), Some(2)),
     // Hydra has no name for a step.
     ("hydra", "Hydra", "", "", Some(1), Some(2)),
     ("flux", "Flux", "flux f2Ur9wkZy", "flux f2Ur9wkZy", Some(3), Some(4)),

@@ -123,8 +123,8 @@ fn row_27_and_32_of_the_peers_the_terminal_is_the_jobs() {
         changed = []\n\
         signal.signal(signal.SIGWINCH, lambda *_: changed.append(os.get_terminal_size()))\n\
         print('ready', os.ttyname(0), os.tcgetpgrp(0) == os.getpgrp(), flush=True)\n\
-        while not changed: time.sleep(0.02)\n\
-        print('size', changed[0].columns, changed[0].lines)";
+        while not (changed and changed[-1].columns): time.sleep(0.02)\n\
+        print('size', changed[-1].columns, changed[-1].lines)";
     let mut session = Session::start(&python(&["-c", program]));
     let name = session.name.clone();
     session.expect(&format!("ready {name} True"));

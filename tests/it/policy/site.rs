@@ -387,7 +387,8 @@ fn another_policy_holds_only_where_the_sites_own_lets_it() {
 #[test]
 fn where_images_may_not_come_from() {
     let site = Site::new("");
-    let dest: PathBuf = crate::support::scratch().path().join("x.sqsh");
+    let dir = crate::support::scratch();
+    let dest: PathBuf = dir.path().join("x.sqsh");
     let pull = |reference: &str, conf: Option<&Path>| {
         let mut command = site.hpcrun(&["pull", reference]);
         command.arg(&dest).env("CONTAINERS_REGISTRIES_CONF", conf.unwrap_or(Path::new("/dev/null")));
