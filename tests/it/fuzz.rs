@@ -206,7 +206,7 @@ fn library_caches_are_read_or_refused() {
 #[test]
 fn device_specifications_are_understood_or_refused() {
     let corpus = [
-        include_bytes!("../fixtures/cdi/nvidia.yaml").to_vec(),
+        include_str!("../fixtures/cdi/nvidia.yaml").replace("HOST_LIBRARY", "/opt/libcuda.so").into_bytes(),
         br#"{"cdiVersion": "0.3.0", "kind": "a/b", "devices": [{"name": "c", "containerEdits": {"env": ["A=1"]}}]}"#.to_vec(),
     ];
     fuzz(5_000, &corpus, mutate_bytes, targets::cdi);

@@ -46,6 +46,8 @@ impl Site {
         static SITE: OnceLock<Site> = OnceLock::new();
         SITE.get_or_init(|| {
             let dir = scratch();
+            // The images are the user's; the policies beside them are root's, as only the sticky bit keeps them.
+            fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o1777)).expect("chmod");
             let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/mpi-wheels");
             for name in ["mpich", "impi"] {
                 let from = wheels.join(name);
@@ -102,6 +104,12 @@ impl Root {
         self
     }
 
+    /// Puts a directory of the host, with all that is in it, into a directory of the tree.
+    fn directory(&self, from: &Path, to: &str) -> &Root {
+        stdout(Command::new("cp").arg("-r").arg(from).arg(self.tree.join(to)));
+        self
+    }
+
     /// The loader and what these files need, without what they find in `without`.
     fn libraries_of(&self, files: &[&Path], without: &Path) -> &Root {
         let output = run(Command::new("ldd").args(files).env("LD_LIBRARY_PATH", without));
@@ -113,6 +121,11 @@ impl Root {
                 let name = path.file_name().expect("name").to_string_lossy().into_owned();
                 self.file(path, &format!("{directory}/{name}"));
             }
+        }
+        // All of glibc, as every image has it, needed here or not.
+        for name in ["libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"] {
+            let path = format!("usr/lib/x86_64-linux-gnu/{name}");
+            self.file(&Path::new("/").join(&path), &path);
         }
         self
     }
@@ -155,9 +168,10 @@ fn image(name: &str, library: &str, of: &str, soname: &str, is_apart: bool) -> P
     root.file(&program, "app/run").file(&own, &format!("{directory}/{soname}"));
     let directory_of_own = own.parent().expect("directory");
     root.libraries_of(&[&program, &own], directory_of_own);
-    let fabric = directory_of_own.join(of).join("libfabric.so.1");
-    if fabric.is_file() {
-        root.file(&fabric, "usr/lib/x86_64-linux-gnu/libfabric.so.1");
+    // MPICH's wheel has its fabrics in a directory beside the library, which finds them there.
+    let fabrics = directory_of_own.join(of);
+    if fabrics.is_dir() {
+        root.directory(&fabrics, directory);
     }
     root.image()
 }
@@ -315,7 +329,11 @@ fn refusals_name_library_version_and_symbol() {
 #[test]
 fn what_is_only_offered_and_does_not_fit_is_left_out_with_a_warning() {
     let (site, image) = (Site::get(), image("offered", "mpi", "mpich", "libmpi.so.12", false));
-    let policy = site.policy("offered", &[site.library("impi", "libmpi_abi.so.1")], "mode = \"auto\"\n");
+    let policy = site.policy(
+        "offered",
+        &[site.library("impi", "libmpi_abi.so.1")],
+        "mode = \"auto\"\nmatch = { host = \"*\" }\n",
+    );
     let output = mpiexec(&policy, &[], &image);
     check_ranks(&output, MPICH);
     let stderr = text(&output.stderr);
@@ -324,7 +342,7 @@ fn what_is_only_offered_and_does_not_fit_is_left_out_with_a_warning() {
     let never = site.policy("never", &[site.library("impi", "libmpi.so.12")], "mode = \"never\"\n");
     for (policy, option, expected) in [
         (&never, "--mpi=host", "refused by site policy"),
-        (&policy, "--module=other", "names the module other, which this site does not have"),
+        (&policy, "--module=other", "module other, which this site does not have"),
     ] {
         let output = run(hpcrun(["exec", option]).arg(&image).arg("/app/run").env("HPCRUN_POLICY", policy));
         assert!(!output.status.success(), "{}", report(&output));
