@@ -4,6 +4,8 @@
 mod look;
 mod offered;
 
+use std::fmt;
+
 use crate::cli::image_file::ImageFile;
 use crate::cli::launch::plan_failure;
 use crate::cli::report::Failure;
@@ -21,6 +23,7 @@ use crate::launch::request::{Joining, Request};
 use crate::mount::plan::{Access, Reason};
 use crate::policy::Policy;
 use crate::policy::decide::ChosenModule;
+use crate::policy::rules::Module;
 use crate::policy::rules::mpi::MpiCheck;
 use look::NewRoot;
 pub(crate) use offered::offered;
@@ -66,7 +69,14 @@ pub(crate) fn consider(
     let program = if offer.is_some() || wants_modules { Program::find(&root) } else { Program::default() };
     let mut has_host_mpi = false;
     for chosen in modules.iter().filter(|chosen| !chosen.module.libraries.is_empty()) {
-        let offer = offered(chosen.module, policy, host, known).map_err(Failure::plain)?;
+        let offer = match offered(chosen.module, policy, host, known) {
+            Ok(offer) => offer,
+            Err(why) if chosen.is_requested => return Err(Failure::plain(why)),
+            Err(why) => {
+                considered.warnings.push(left_out(chosen.module, &why));
+                continue;
+            }
+        };
         let loaded = program.objects(&root);
         let image = ImageSide { facts: &facts, loaded: loaded.as_deref() };
         has_host_mpi |= give(chosen, policy, &offer, image, &mut considered)?;
@@ -160,9 +170,7 @@ fn give(
             return Err(Failure::new(&error).within(&context));
         }
         Err(error) => {
-            considered
-                .warnings
-                .push(format!("the image's own libraries are used (module {}): {error}", module.name));
+            considered.warnings.push(left_out(module, &error));
             return Ok(false);
         }
     };
@@ -174,6 +182,11 @@ fn give(
     offered::add_plugins(&mut injection, &reason);
     considered.injection.extend(injection);
     Ok(has_mpi)
+}
+
+/// What is said of an automatic module whose libraries do not fit.
+fn left_out(module: &Module, why: &dyn fmt::Display) -> String {
+    format!("the image's own libraries are used (module {}): {why}", module.name)
 }
 
 /// The host's libraries as things to mount.

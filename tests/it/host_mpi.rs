@@ -329,15 +329,19 @@ fn refusals_name_library_version_and_symbol() {
 #[test]
 fn what_is_only_offered_and_does_not_fit_is_left_out_with_a_warning() {
     let (site, image) = (Site::get(), image("offered", "mpi", "mpich", "libmpi.so.12", false));
-    let policy = site.policy(
-        "offered",
-        &[site.library("impi", "libmpi_abi.so.1")],
-        "mode = \"auto\"\nmatch = { host = \"*\" }\n",
-    );
-    let output = mpiexec(&policy, &[], &image);
-    check_ranks(&output, MPICH);
-    let stderr = text(&output.stderr);
-    assert_eq!(stderr.matches("the image has no libmpi_abi.so.1").count(), 1, "once a node: {stderr}");
+    let offered = |name: &str, library: PathBuf| {
+        site.policy(name, &[library], "mode = \"auto\"\nmatch = { host = \"*\" }\n")
+    };
+    let policy = offered("offered", site.library("impi", "libmpi_abi.so.1"));
+    let gone = offered("offered-gone", site.path("nowhere.so"));
+    for (policy, why) in
+        [(&policy, "the image has no libmpi_abi.so.1"), (&gone, "and this node has no such library")]
+    {
+        let output = mpiexec(policy, &[], &image);
+        check_ranks(&output, MPICH);
+        let stderr = text(&output.stderr);
+        assert_eq!(stderr.matches(why).count(), 1, "once a node: {stderr}");
+    }
     // What is off cannot be had, and what is unknown is said.
     let never = site.policy("never", &[site.library("impi", "libmpi.so.12")], "mode = \"never\"\n");
     for (policy, option, expected) in [

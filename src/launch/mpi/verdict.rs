@@ -92,9 +92,7 @@ fn open_mpi(offer: &Offer, library: &Library) -> Outcome {
     match &offer.starter {
         Starter::Srun(_) | Starter::Pals if offer.pmix => Outcome::Fine,
         // Open MPI 4 says so itself, and ends.
-        Starter::Srun(_) if offer.pmi && major.is_some_and(|major| major < 5) => {
-            Outcome::Fails(Remedy::SrunPmix)
-        }
+        Starter::Srun(_) if major.is_some_and(|major| major < 5) => Outcome::Fails(Remedy::SrunPmix),
         Starter::Srun(_) => Outcome::Alone(Remedy::SrunPmix),
         Starter::Prrte if major.is_some_and(|major| major < 5) => Outcome::Alone(Remedy::OwnMpirun4),
         Starter::Prrte | Starter::OpenMpi4 | Starter::Jsrun => Outcome::Fine,
