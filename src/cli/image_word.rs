@@ -156,8 +156,12 @@ fn find_digest(prefix: &str, stores: &Stores) -> Result<Option<Found>, Failure> 
             let what = format!("{prefix} begins several digests, {one} and {other} among them");
             return Err(Failure::plain(what));
         }
+        // Owner and mode are checked as for an image that has a name.
+        let found = store.find(&first.key).map_err(|error| Failure::new(&error))?;
         let (key, owner) = (first.key.clone(), store.owner());
-        return Ok(Some(Found { path: store.image_path(&key), key, name: None, owner }));
+        if let Some(path) = found {
+            return Ok(Some(Found { path, key, name: None, owner }));
+        }
     }
     Ok(None)
 }
@@ -189,7 +193,7 @@ fn find_for_step(
     match own.agree(step, typed, &record) {
         Ok(agreed) if agreed == record => Ok(Some(found)),
         Ok(agreed) => of_record(agreed, stores).map(Some),
-        Err(StoreError::Write { path, source }) => {
+        Err(StoreError::Write { path, source } | StoreError::Make { path, source }) => {
             let path = path.display();
             log::info!("each rank looks for {} itself: cannot agree in {path}: {source}", typed.display());
             Ok(Some(found))

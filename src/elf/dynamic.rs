@@ -2,6 +2,8 @@
 //!
 //! Source: elf(5), and the gABI's and Drepper's descriptions of symbol versioning.
 
+/// Most sections of a file that are looked at: the largest libraries have about fifty.
+const SECTIONS_MAX: usize = 4096;
 use super::{Header, ReadAt};
 
 const PT_LOAD: u64 = 1;
@@ -161,6 +163,9 @@ pub fn section(read: ReadAt<'_>, name: &[u8]) -> Option<Vec<u8>> {
     let entry_bytes = usize::try_from(elf.number(&head, counts, 2)?).ok()?;
     let count = usize::try_from(elf.number(&head, counts + 2, 2)?).ok()?;
     let names_at = usize::try_from(elf.number(&head, counts + 4, 2)?).ok()?;
+    if entry_bytes != if elf.is_64 { 64 } else { 40 } || count > SECTIONS_MAX {
+        return None;
+    }
     let sections = read(start, entry_bytes.checked_mul(count)?)?;
     let content = |entry: &[u8], most: u64| {
         let length = elf.number(entry, size, width)?.min(most);

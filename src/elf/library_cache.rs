@@ -74,7 +74,12 @@ pub fn path_of<'a>(cache: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let count = number(cache, COUNT_AT)?;
     let mut entries = cache.get(HEADER_BYTES..)?.chunks_exact(ENTRY_BYTES).take(count);
     // Those for better processors come first.
-    let found = entries.rfind(|entry| number(entry, 4).and_then(|at| string(cache, at)) == Some(name))?;
+    let is_wanted = |entry: &&[u8]| {
+        number(entry, 4).and_then(|at| string(cache, at)) == Some(name)
+            // Those for 32 bits come last.
+            && word(entry, 0) == Some(FLAGS)
+    };
+    let found = entries.rfind(is_wanted)?;
     string(cache, number(found, 8)?)
 }
 

@@ -11,6 +11,8 @@ pub mod version;
 pub use object::Object;
 pub use symbols::Symbols;
 
+/// Most entries of a program header that are looked at: real ones have about a dozen.
+const SEGMENTS_MAX: u64 = 128;
 /// Longest dynamic section that is looked at, bytes: real ones have less than 2 KiB.
 const DYNAMIC_MAX: u64 = 64 << 10;
 /// Longest name of a library.
@@ -130,7 +132,9 @@ impl Header {
         // (e_phoff, e_phentsize, p_offset, p_vaddr, p_filesz, p_align) of elf(5), and the width of an address.
         let (table, entry_size, offset, address, size, alignment, width) =
             if elf.is_64 { (32, 54, 8, 16, 32, 48, 8) } else { (28, 42, 4, 8, 16, 28, 4) };
-        let count = elf.number(head, entry_size + 2, 2).unwrap_or(0);
+        // A hostile file says that all of many entries are the same one.
+        let is_size = elf.number(head, entry_size, 2) == Some(if elf.is_64 { 56 } else { 32 });
+        let count = elf.number(head, entry_size + 2, 2).filter(|_| is_size).unwrap_or(0).min(SEGMENTS_MAX);
         (0..count).map_while(move |index| {
             let start = elf.number(head, table, width)?;
             let entry_bytes = elf.number(head, entry_size, 2)?;

@@ -3,6 +3,8 @@
 use super::object::{INDEX, tag};
 use super::{Object, ReadAt};
 
+/// Longest name of a symbol, bytes: a hostile table has one name without an end for a million symbols.
+const NAME_MAX: usize = 4 << 10;
 /// Bytes of names that are read: a library of 100,000 long C++ names has some 20 MiB.
 const STRINGS_MAX: u64 = 64 << 20;
 /// Most symbols that are read.
@@ -73,6 +75,7 @@ impl Symbols {
     pub fn iter(&self) -> impl Iterator<Item = Symbol<'_>> {
         self.symbols.iter().filter_map(|place| {
             let rest = self.strings.get(place.name..)?;
+            let rest = rest.get(..rest.len().min(NAME_MAX))?;
             let name = rest.get(..rest.iter().position(|byte| *byte == 0)?)?;
             let version = place.version.as_deref();
             Some(Symbol { name, version, is_defined: place.is_defined, is_weak: place.is_weak })

@@ -1,6 +1,7 @@
 //! Removes what is of no use: first an image that nothing names is renamed, a grace period later it is removed. Other
 //! nodes that run from it keep reading it meanwhile, and a tag that comes brings it back.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -51,20 +52,30 @@ impl Store {
         done: &mut dyn FnMut(Collected),
     ) -> Result<(), StoreError> {
         self.remove_leftovers(options, done)?;
-        self.empty_trash(options, done)?;
-        self.take_away(options, done)?;
+        let kept = self.kept()?;
+        self.empty_trash(options, &kept, done)?;
+        self.take_away(options, &kept, done)?;
         if options.grace.is_zero() {
-            self.empty_trash(options, done)?;
+            self.empty_trash(options, &self.kept()?, done)?;
         }
         Ok(())
     }
 
-    fn take_away(&self, options: CollectOptions, done: &mut dyn FnMut(Collected)) -> Result<(), StoreError> {
+    /// The images that tags hold.
+    fn kept(&self) -> Result<HashSet<Key>, StoreError> {
         let (tags, unusable) = self.tags()?;
-        if let Some(error) = unusable.into_iter().next() {
-            return Err(error);
+        match unusable.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(tags.iter().flat_map(|tag| tag.kept()).cloned().collect()),
         }
-        let kept: std::collections::HashSet<&Key> = tags.iter().flat_map(|tag| tag.kept()).collect();
+    }
+
+    fn take_away(
+        &self,
+        options: CollectOptions,
+        kept: &HashSet<Key>,
+        done: &mut dyn FnMut(Collected),
+    ) -> Result<(), StoreError> {
         for image in self.images()? {
             let age = image.written.elapsed().unwrap_or_default();
             if kept.contains(&image.key) || age < YOUNG {
@@ -81,6 +92,7 @@ impl Store {
     fn empty_trash(
         &self,
         options: CollectOptions,
+        kept: &HashSet<Key>,
         done: &mut dyn FnMut(Collected),
     ) -> Result<(), StoreError> {
         let Some(trash) = self.directory(TRASH)? else { return Ok(()) };
@@ -90,6 +102,13 @@ impl Store {
         for name in names {
             let Some((key, since)) = Key::of_trash_name(&name) else { continue };
             if now.saturating_sub(since) < options.grace.as_nanos() {
+                continue;
+            }
+            // Whoever tagged it was killed before he brought it back.
+            if kept.contains(&key) && !self.has(&key)? {
+                if !options.dry_run {
+                    self.bring_back(&key)?;
+                }
                 continue;
             }
             let bytes = size(trash.as_fd(), &name);

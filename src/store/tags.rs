@@ -45,7 +45,10 @@ impl Store {
     pub fn tags(&self) -> Result<(Vec<TagRecord>, Vec<StoreError>), StoreError> {
         let (mut tags, mut unusable) = (Vec::new(), Vec::new());
         let Some(directory) = self.directory(TAGS)? else { return Ok((tags, unusable)) };
-        for name in file::names(directory.as_fd()).iter().filter(|name| Name::is_file_name(name)) {
+        // A listing cut short would make images look as if nothing named them.
+        let names = file::all_names(directory.as_fd())
+            .map_err(|source| StoreError::Open { path: self.path.join(TAGS), source })?;
+        for name in names.iter().filter(|name| Name::is_file_name(name)) {
             match self.tag_in(directory.as_fd(), name) {
                 Ok(record) => tags.extend(record),
                 Err(error) => unusable.push(error),
@@ -58,8 +61,11 @@ impl Store {
     /// Has `name` mean `key` from now on, and hold its last `keep` images if that is said. An image that was on its way
     /// out is brought back.
     pub fn point(&self, name: &Name, key: &Key, keep: Option<usize>) -> Result<Tagged, StoreError> {
-        // One that is damaged is replaced.
-        let found = self.tag(name).unwrap_or_default();
+        let found = match self.tag(name) {
+            // One that is damaged is replaced.
+            Err(StoreError::Malformed { .. }) => None,
+            found => found?,
+        };
         let before = found.as_ref().and_then(TagRecord::current).cloned();
         let mut record =
             found.clone().unwrap_or_else(|| TagRecord::new(name.clone(), key.clone(), now_seconds()));

@@ -87,6 +87,15 @@ pub fn names(directory: BorrowedFd<'_>) -> Vec<OsString> {
     entries.iter().map_while(Result::ok).map(name).collect()
 }
 
+/// All names in a directory; an error unless each could be read.
+pub fn all_names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let refused = |errno| Error::new("read a directory", errno);
+    let mut entries = Dir::openat(directory, ".", flags, Mode::empty()).map_err(refused)?;
+    let name = |entry: Entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+    entries.iter().map(|entry| entry.map(name).map_err(refused)).collect()
+}
+
 /// What is in the directory `path`, sorted.
 pub fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let opened = open_directory(path).map_err(|error| std::io::Error::from(error.errno))?;
