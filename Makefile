@@ -39,8 +39,9 @@ dist: setup
 man:
 	$(CARGO) run --quiet --locked --example manual target/manual
 
+# Under nohup an ignored hangup would be ignored by the jobs too, whose signals are tested.
 test: setup
-	$(CARGO) test --locked
+	env --default-signal $(CARGO) test --locked
 
 # Fails where there is no device: it says what was not tested rather than nothing.
 test-gpu: setup

@@ -175,8 +175,12 @@ pub(crate) fn mpich_image() -> &'static Path {
         stdout(Command::new("mpicc.mpich").args(["-O2", "-o"]).arg(&solver).arg(source).arg("-lm"));
         let mut layer = Layer::default();
         layer.file(Path::new("/solver"), &solver);
-        for library in libraries(&[solver]) {
-            layer.file(&library, &library);
+        let needed = libraries(&[solver]);
+        // UCX loads it by name. Without, large messages go over TCP, and MPI_Finalize hangs now and then, bare hosts too.
+        let ucx = needed.iter().find(|library| library.ends_with("libuct.so.0")).expect("MPICH with UCX");
+        let cma = ucx.with_file_name("ucx/libuct_cma.so.0");
+        for library in needed.iter().chain([&cma]) {
+            layer.file(library, library);
         }
         for (link, target) in [("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")] {
             layer.link(link, target);
