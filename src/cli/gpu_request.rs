@@ -2,8 +2,6 @@
 
 use std::ffi::OsString;
 
-use clap::ValueEnum as _;
-
 use crate::cli::launch_args::{CudaCompat, LaunchOptions};
 use crate::cli::launch_env::Ambient;
 use crate::host::cdi::name;
@@ -74,19 +72,7 @@ fn cuda_compat(
     options: &LaunchOptions,
     ambient: &Ambient<'_>,
 ) -> Result<Option<gpu::CudaCompat>, RequestError> {
-    let choice = match (options.cuda_compat, ambient.value(&["CUDA_COMPAT"])) {
-        (Some(choice), _) => Some(choice),
-        (None, None) => None,
-        (None, Some((option, value))) => {
-            let wrong = |why| RequestError::Value {
-                option,
-                typed: value.to_owned(),
-                why,
-                usage: "write auto, never or always",
-            };
-            Some(CudaCompat::from_str(&value.to_string_lossy(), false).map_err(wrong)?)
-        }
-    };
+    let choice = ambient.choice(options.cuda_compat, &["CUDA_COMPAT"], "write auto, never or always")?;
     Ok(choice.map(|choice| match choice {
         CudaCompat::Auto => gpu::CudaCompat::Auto,
         CudaCompat::Never => gpu::CudaCompat::Never,

@@ -198,7 +198,7 @@ fn planned(
     probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
     let mut facts = facts(&image, &host, policy)?;
-    if launch::plan::needs_loaders(request, policy, &host) {
+    if launch::plan::needs_loaders(&host) {
         facts.loaders = loaders::of_image(&image)?;
         facts.libraries = loaders::libraries(&image, facts.loaders.cache.as_deref())?;
     }

@@ -4,6 +4,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use clap::ValueEnum;
+
 use crate::host::Environment;
 use crate::launch::request::{EnvOption, Joining, RequestError};
 
@@ -49,6 +51,23 @@ impl<'a> Ambient<'a> {
                 why: "it is neither true nor false".to_owned(),
                 usage: "write 1 or 0",
             }),
+        }
+    }
+
+    /// One of a few words: as typed, else by a variable.
+    pub(crate) fn choice<T: ValueEnum>(
+        &self,
+        typed: Option<T>,
+        names: &[&str],
+        usage: &'static str,
+    ) -> Result<Option<T>, RequestError> {
+        match (typed, self.value(names)) {
+            (Some(choice), _) => Ok(Some(choice)),
+            (None, None) => Ok(None),
+            (None, Some((option, value))) => {
+                let wrong = |why| RequestError::Value { option, typed: value.to_owned(), why, usage };
+                T::from_str(&value.to_string_lossy(), false).map(Some).map_err(wrong)
+            }
         }
     }
 

@@ -6,8 +6,6 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum as _;
-
 use crate::cli::convert_args::parse_size;
 use crate::cli::gpu_request;
 use crate::cli::launch_args::{LaunchOptions, Mpi, Share, parse_umask};
@@ -225,19 +223,7 @@ fn umask(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<u32>, 
 }
 
 fn share(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<rules::Share>, RequestError> {
-    let share = match (options.share, ambient.value(&["SHARE"])) {
-        (Some(share), _) => Some(share),
-        (None, None) => None,
-        (None, Some((option, value))) => {
-            let wrong = |why| RequestError::Value {
-                option,
-                typed: value.to_owned(),
-                why,
-                usage: "write step, job or none",
-            };
-            Some(Share::from_str(&value.to_string_lossy(), false).map_err(wrong)?)
-        }
-    };
+    let share = ambient.choice(options.share, &["SHARE"], "write step, job or none")?;
     Ok(share.map(|share| match share {
         Share::Step => rules::Share::Step,
         Share::Job => rules::Share::Job,
@@ -246,15 +232,7 @@ fn share(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<rules:
 }
 
 fn mpi(options: &LaunchOptions, ambient: &Ambient<'_>) -> Result<Option<MpiWish>, RequestError> {
-    let mpi = match (options.mpi, ambient.value(&["MPI"])) {
-        (Some(mpi), _) => Some(mpi),
-        (None, None) => None,
-        (None, Some((option, value))) => {
-            let usage = "write check, strict, off or host";
-            let wrong = |why| RequestError::Value { option, typed: value.to_owned(), why, usage };
-            Some(Mpi::from_str(&value.to_string_lossy(), false).map_err(wrong)?)
-        }
-    };
+    let mpi = ambient.choice(options.mpi, &["MPI"], "write check, strict, off or host")?;
     Ok(mpi.map(|mpi| match mpi {
         Mpi::Check => MpiWish::Check,
         Mpi::Strict => MpiWish::Strict,

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::output;
 use crate::cli::report::{Failure, chain};
+use crate::cli::table;
 use crate::launch::record::{self, Decision, Record};
 
 /// Longest line that is read, bytes: a longer one is none of ours.
@@ -209,21 +210,13 @@ fn table(usages: &[&Usage]) -> String {
             usage.users.len().to_string(),
             usage.jobs.len().to_string(),
             usage.nodes.len().to_string(),
-            output::one_line(&last),
-            output::one_line(&usage.shown()),
+            last,
+            usage.shown(),
         ]
     };
     let rows: Vec<[String; 8]> =
         std::iter::once(NAMES.map(str::to_owned)).chain(usages.iter().map(row)).collect();
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..NAMES.len()).map(width).collect();
-    let line = |row: &[String; 8]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    table::lines(&rows)
 }
 
 /// A moment as records write it, or the beginning of one, from what the user typed.

@@ -9,7 +9,7 @@ use crate::cli::args::Ps;
 use crate::cli::enter::user_name;
 use crate::cli::report::Failure;
 use crate::cli::stores::Stores;
-use crate::cli::{image_word, output, site, size};
+use crate::cli::{image_word, output, site, size, table};
 use crate::host::containers::Container;
 use crate::host::probe;
 use crate::sys::caller;
@@ -65,22 +65,12 @@ fn words(command: &[OsString]) -> Vec<String> {
 fn table(containers: &[Container], with_user: bool, stores: &Stores) -> String {
     const NAMES: [&str; 8] = ["PID", "USER", "PROCESSES", "TIME", "SERVER", "JOB", "IMAGE", "COMMAND"];
     let rows = containers.iter().map(|container| row(container, stores));
-    let rows: Vec<[String; 8]> = std::iter::once(NAMES.map(str::to_owned)).chain(rows).collect();
-    let mut columns: Vec<Vec<String>> = Vec::new();
-    for (index, name) in NAMES.iter().enumerate() {
-        if *name != "USER" || with_user {
-            columns.push(rows.iter().filter_map(|row| row.get(index).cloned()).collect());
-        }
-    }
-    let mut lines = vec![String::new(); rows.len()];
-    for (at, column) in columns.iter().enumerate() {
-        let is_last = at.saturating_add(1) == columns.len();
-        let width = column.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        for (line, cell) in lines.iter_mut().zip(column) {
-            line.push_str(&if is_last { cell.clone() } else { format!("{cell:<width$}  ") });
-        }
-    }
-    lines.iter().map(|line| format!("{}\n", line.trim_end())).collect()
+    let shown = |row: [String; 8]| -> Vec<String> {
+        let cells = row.into_iter().zip(NAMES);
+        cells.filter(|(_, name)| *name != "USER" || with_user).map(|(cell, _)| cell).collect()
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(NAMES.map(str::to_owned)).chain(rows).map(shown).collect();
+    table::lines(&rows)
 }
 
 fn row(container: &Container, stores: &Stores) -> [String; 8] {
@@ -90,7 +80,7 @@ fn row(container: &Container, stores: &Stores) -> [String; 8] {
     let command = oldest.map(|process| process.command.join(std::ffi::OsStr::new(" "))).unwrap_or_default();
     let memory = container.server.map(|server| server.proportional_bytes.unwrap_or(server.resident_bytes));
     let scope = container.launcher.step.as_ref().or(container.launcher.job.as_ref());
-    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { output::one_line(text) };
+    let cell = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     [
         oldest.map_or_else(String::new, |process| process.pid.to_string()),
         user_name(container.uid),

@@ -105,7 +105,7 @@ pub(crate) fn into_store(
     let mut fetched = None;
     // Held until the names are there: nobody need look whether they come.
     let mut lease = None;
-    if options.force || !store.revive(&key).map_err(failed)? {
+    if options.force || !store.bring_back(&key).map_err(failed)? {
         if !options.force {
             let mut waiting = |holder: &str| {
                 if !quiet {

@@ -1,14 +1,16 @@
 //! Rows of text as columns.
 
 use crate::cli::output;
+use crate::launch::record::civil;
 
 /// A line each row, the columns as wide as they need to be. Cells come from anywhere, so they are made printable.
-pub(crate) fn lines<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn lines<R: AsRef<[String]>>(rows: &[R]) -> String {
     let mut lines = vec![String::new(); rows.len()];
-    for column in 0..N {
-        let cells: Vec<String> =
-            rows.iter().filter_map(|row| row.get(column)).map(|cell| output::one_line(cell)).collect();
-        let is_last = column.saturating_add(1) == N;
+    let columns = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
+    for column in 0..columns {
+        let cells = rows.iter().filter_map(|row| row.as_ref().get(column));
+        let cells: Vec<String> = cells.map(|cell| output::one_line(cell)).collect();
+        let is_last = column.saturating_add(1) == columns;
         let width = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
         for (line, cell) in lines.iter_mut().zip(&cells) {
             line.push_str(&if is_last { cell.clone() } else { format!("{cell:<width$}  ") });
@@ -20,15 +22,7 @@ pub(crate) fn lines<const N: usize>(rows: &[[String; N]]) -> String {
 /// Seconds after 1970 as `2024-10-27 03:33:20Z`.
 pub(crate) fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in years that begin in March: leap days come last.
-    let shifted = days.saturating_add(719_468);
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (year, month, day) = civil(days);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
 }

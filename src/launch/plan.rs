@@ -179,9 +179,8 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
     binds::paths_to_probe(request, policy, host)
 }
 
-/// Whether [`injection`] may want libraries of the host, so that the image's loaders have to be looked at. A launch for
-/// which it does not must cost nothing.
-pub fn needs_loaders(_request: &Request, _policy: &Policy, host: &Host) -> bool {
+/// Whether [`gpu::plan`] may want libraries of the host, so that the image's loaders have to be looked at.
+pub fn needs_loaders(host: &Host) -> bool {
     !host.gpu.is_nothing()
 }
 

@@ -144,8 +144,8 @@ pub fn time(at: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// The date of a day since 1970 in the Gregorian calendar, counted in years that start in March and in eras of 400.
-fn civil(days: u64) -> (u64, u64, u64) {
+/// Year, month and day of month of a day since 1970 in the Gregorian calendar, counted in years that start in March and in eras of 400.
+pub fn civil(days: u64) -> (u64, u64, u64) {
     let days = days.saturating_add(719_468);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

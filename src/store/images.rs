@@ -78,8 +78,9 @@ impl Store {
         Ok(images)
     }
 
-    /// Takes an image away unless something names it; whether it did. It can be brought back until it is collected.
-    pub(super) fn discard(&self, key: &Key) -> Result<bool, StoreError> {
+    /// Takes an image away unless something names it; whether it did, and had it to take. It can be brought back until it
+    /// is collected.
+    pub fn remove(&self, key: &Key) -> Result<bool, StoreError> {
         if self.is_named(key)? {
             return Ok(false);
         }
@@ -101,11 +102,6 @@ impl Store {
         }
     }
 
-    /// Takes away an image that nothing names; false if something does, or if it is not there.
-    pub fn remove(&self, key: &Key) -> Result<bool, StoreError> {
-        self.discard(key)
-    }
-
     /// Whether a tag holds the image, or might: one that cannot be read may hold any.
     fn is_named(&self, key: &Key) -> Result<bool, StoreError> {
         let (tags, unusable) = self.tags()?;
@@ -116,7 +112,7 @@ impl Store {
     }
 
     /// Puts an image that was taken away back into its place; false if it is not to be had.
-    pub(super) fn bring_back(&self, key: &Key) -> Result<bool, StoreError> {
+    pub fn bring_back(&self, key: &Key) -> Result<bool, StoreError> {
         if self.has(key)? {
             return Ok(true);
         }
@@ -131,11 +127,6 @@ impl Store {
             }
         }
         self.has(key)
-    }
-
-    /// Brings an image back for a pull, which then has nothing to do; whether it is there.
-    pub fn revive(&self, key: &Key) -> Result<bool, StoreError> {
-        self.bring_back(key)
     }
 
     /// The directory of image files, to be written to.

@@ -106,7 +106,7 @@ impl Store {
         file::unlink(directory.as_fd(), &file_name).map_err(failed)?;
         file::sync_directory(directory.as_fd()).map_err(failed)?;
         for key in &keys {
-            self.discard(key)?;
+            self.remove(key)?;
         }
         Ok(true)
     }
