@@ -307,16 +307,19 @@ fn a_file_that_was_hidden_is_read_from_the_source() {
     }
 }
 
-/// The C library's blocks are stored as they are, with a cache or without.
+/// What every start reads is stored as it is, with a cache or without.
 #[test]
-fn the_c_library_is_stored_plain() {
+fn the_c_library_and_identities_are_stored_plain() {
     let bench = Bench::new();
     let cache = bench.cache();
     let content: Vec<u8> = (0..20_000_u32).flat_map(|number| number.to_string().into_bytes()).collect();
+    let passwd = b"root:x:0:0:root:/root:/bin/sh\n".repeat(30);
     let stack = [
         tar(&[
             Member::file("usr/lib/x86_64-linux-gnu/libc.so.6", &content),
             Member::file("a", &content[1..]),
+            Member::file("etc/group", ""),
+            Member::file("etc/passwd", &passwd),
         ]),
         layer("other=1"),
     ];
@@ -328,6 +331,7 @@ fn the_c_library_is_stored_plain() {
     let times = |wanted: &[u8]| plain.bytes().windows(wanted.len()).filter(|bytes| *bytes == wanted).count();
     let whole_blocks = content.len() / 4096 * 4096;
     assert_eq!((times(&content[..whole_blocks]), times(&content[4096..4196])), (1, 1));
+    assert_eq!(times(&passwd), 1);
 }
 
 /// Two images hide different files of one layer; after both the cache serves both.

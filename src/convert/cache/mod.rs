@@ -29,7 +29,7 @@ use crate::squashfs::writer::{BlockSource, StoredFile, Written};
 use crate::sys;
 
 /// To be raised whenever the same layer gives other blocks or entries than before, or the file another layout.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Why a directory is no cache.
 #[derive(Debug, thiserror::Error)]

@@ -195,8 +195,7 @@ impl Writer {
         self.begin(size, false)
     }
 
-    /// Begins a regular file whose whole blocks are stored as they are. A file shorter than a block shares one with
-    /// others, which is compressed.
+    /// Begins a regular file whose data is stored as it is, also a short one's: in a block of its own.
     pub fn begin_plain_file(&mut self, size: u64) -> Result<(), WriteError> {
         self.begin(size, true)
     }
@@ -210,7 +209,7 @@ impl Writer {
         if size > limit {
             return Err(WriteError::FileTooLarge { size, limit, block_size: self.options.block_size });
         }
-        let small = size < block_size;
+        let small = size < block_size && (size == 0 || !is_plain);
         if small && size > 0 {
             self.fragments.begin(usize::try_from(size).unwrap_or(usize::MAX), &mut self.pipeline)?;
         }
