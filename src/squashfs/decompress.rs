@@ -48,6 +48,18 @@ pub fn decompress(codec: Codec, input: &[u8], output: &mut [u8]) -> Result<usize
     Ok(written)
 }
 
+/// How long the output of `input` claims to be, bytes: so that memory of that size can be had before. Of zstd only, and
+/// only a claim.
+pub fn claimed_length(codec: Codec, input: &[u8]) -> Option<usize> {
+    if codec != Codec::Zstd {
+        return None;
+    }
+    zstd::zstd_safe::get_frame_content_size(input)
+        .ok()
+        .flatten()
+        .and_then(|length| usize::try_from(length).ok())
+}
+
 fn gzip(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
     thread_local! {
         static CONTEXT: RefCell<libdeflater::Decompressor> = RefCell::new(libdeflater::Decompressor::new());
@@ -129,6 +141,15 @@ mod tests {
 
     fn sample(length: usize) -> Vec<u8> {
         (0..length).map(|at| u8::try_from(at * at / 7 % 251).unwrap()).collect()
+    }
+
+    #[test]
+    fn zstd_claims_a_length() {
+        let packed = compress(Codec::Zstd, &sample(5000));
+        assert_eq!(claimed_length(Codec::Zstd, &packed), Some(5000));
+        assert_eq!(claimed_length(Codec::Zstd, b""), None);
+        assert_eq!(claimed_length(Codec::Zstd, b"no frame"), None);
+        assert_eq!(claimed_length(Codec::Gzip, &packed), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::block_index::{BlockIndex, Checkpoint, STRIDE};
 use super::metadata::Cursor;
 use super::{FileLayout, Filesystem, Piece, ReadError, Touched};
-use crate::squashfs::decompress::decompress;
+use crate::squashfs::decompress::{claimed_length, decompress};
 use crate::squashfs::format::DATA_UNCOMPRESSED;
 
 /// Key of the data cache: all that decides what the bytes are, so that a block which two files claim with different
@@ -283,11 +283,13 @@ impl Filesystem {
 
     fn load_fragment(&self, block: Block) -> Result<Arc<[u8]>, ReadError> {
         self.loading(Touched::Fragment { position: block.position, size_word: block.word });
+        let most = self.superblock.block_size as usize;
         self.image.with_bytes(block.position, block.stored(), |data| {
-            let mut out = vec![0; self.superblock.block_size as usize];
-            let length = decompress(self.codec, data, &mut out)
+            let expected = claimed_length(self.codec, data).map_or(most, |claimed| claimed.min(most));
+            let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, expected).collect();
+            let length = decompress(self.codec, data, Arc::get_mut(&mut bytes).unwrap_or_default())
                 .map_err(|error| self.image.corrupt(block.position, format!("fragment: {error}")))?;
-            Ok(out.get(..length).unwrap_or_default().into())
+            if length == expected { Ok(bytes) } else { Ok(bytes.get(..length).unwrap_or_default().into()) }
         })
     }
 
