@@ -25,10 +25,10 @@ use crate::cli::tag::Tag;
     propagate_version = true,
     max_term_width = 110
 )]
-pub(crate) struct Cli {
+pub(crate) struct CommandLine<V: Subcommand> {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) verb: Verb,
+    pub(crate) verb: V,
 
     /// Say more: what is done and why (twice: every detail)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -37,6 +37,30 @@ pub(crate) struct Cli {
     /// Say only errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
+}
+
+/// The whole command line.
+pub(crate) type Cli = CommandLine<Verb>;
+
+impl Cli {
+    /// Parses what was typed, the program's name first.
+    pub(crate) fn parse_line(line: &[OsString]) -> Result<Cli, clap::Error> {
+        // To describe every verb costs more than to parse a launch. What is wrong is told by the parser that knows all.
+        if line.get(1).is_some_and(|word| word == "exec")
+            && let Ok(CommandLine { verb: OnlyExec::Exec(exec), verbose, quiet }) =
+                CommandLine::try_parse_from(line)
+        {
+            return Ok(CommandLine { verb: Verb::Exec(exec), verbose, quiet });
+        }
+        Cli::try_parse_from(line)
+    }
+}
+
+/// The verb that each rank of a job runs.
+#[derive(Debug, Subcommand)]
+enum OnlyExec {
+    /// See [`Verb::Exec`].
+    Exec(Exec),
 }
 
 /// The verbs, in the order of use.
@@ -295,8 +319,12 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    fn parse(line: &[&str]) -> Cli {
+        Cli::parse_line(&line.iter().map(OsString::from).collect::<Vec<_>>()).expect("parses")
+    }
+
     fn words(line: &[&str]) -> Vec<OsString> {
-        match Cli::try_parse_from(line).expect("parses").verb {
+        match parse(line).verb {
             Verb::Exec(exec) => exec.words,
             Verb::Run(run) => run.words,
             other => panic!("{other:?}"),
@@ -319,11 +347,25 @@ mod tests {
             ["hpcrun", "-q", "inspect", "a"],
             ["hpcrun", "inspect", "-q", "a"],
             ["hpcrun", "inspect", "a", "-q"],
+            ["hpcrun", "-q", "exec", "a"],
+            ["hpcrun", "exec", "-q", "a"],
         ] {
-            assert!(Cli::try_parse_from(line).expect("parses").quiet);
+            assert!(parse(&line).quiet);
         }
         for line in [["hpcrun", "-vv", "inspect", "a"], ["hpcrun", "inspect", "-vv", "a"]] {
-            assert_eq!(Cli::try_parse_from(line).expect("parses").verbose, 2);
+            assert_eq!(parse(&line).verbose, 2);
+        }
+    }
+
+    /// A usage message says the same whichever parser came first.
+    #[test]
+    fn mistakes_are_told_by_the_parser_of_all_verbs() {
+        for line in
+            [&["hpcrun", "exec"][..], &["hpcrun", "exec", "--bnd", "/x", "a"], &["hpcrun", "exec", "-h"]]
+        {
+            let typed: Vec<OsString> = line.iter().map(OsString::from).collect();
+            let [told, expected] = [Cli::parse_line(&typed), Cli::try_parse_from(&typed)];
+            assert_eq!(told.expect_err("mistake").to_string(), expected.expect_err("mistake").to_string());
         }
     }
 }

@@ -56,8 +56,8 @@ mod version;
 
 use std::process::ExitCode;
 
+use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Verb};
 use report::Failure;
@@ -68,7 +68,7 @@ use crate::sys::privilege;
 /// Parses the command line, runs the verb and turns its outcome into the exit status.
 pub fn main() -> ExitCode {
     crate::sys::names::use_builtin_services();
-    let cli = match Cli::try_parse_from(slurm_task::command_line()) {
+    let cli = match Cli::parse_line(&slurm_task::command_line()) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(explain_usage(&error)),
     };
