@@ -759,21 +759,25 @@ fn helpers_hold_only_what_they_need() {
     service.await_file("started");
     for name in ["hpcrun-keeper", "hpcrun-server"] {
         let pid = service.helper(name);
-        let mut held: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd"))
-            .expect("descriptors")
-            .filter_map(|fd| fs::read_link(fd.expect("entry").path()).ok())
-            .collect();
-        // The keeper keeps its end of the launcher's pipe, which tells servers to come that there is a mount.
-        if name == "hpcrun-keeper" {
-            held.retain(|held| !held.to_string_lossy().starts_with("pipe:"));
-        }
-        held.sort();
+        let held = || {
+            let held = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+            let mut held: Vec<PathBuf> =
+                held.filter_map(|fd| fs::read_link(fd.expect("entry").path()).ok()).collect();
+            // The keeper keeps its end of the launcher's pipe, which tells servers to come that there is a mount.
+            if name == "hpcrun-keeper" {
+                held.retain(|held| !held.to_string_lossy().starts_with("pipe:"));
+            }
+            held.sort();
+            held
+        };
         let null = PathBuf::from("/dev/null");
-        assert_eq!(
-            held,
-            [PathBuf::from("/dev/fuse"), null.clone(), null.clone(), null, service.image()],
-            "{name}"
-        );
+        let wanted = [PathBuf::from("/dev/fuse"), null.clone(), null.clone(), null, service.image()];
+        // The first server has the pipe until it has seen that the launcher is the job.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while held() != wanted {
+            assert!(Instant::now() < deadline, "{name} holds {:?}", held());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let link = |what: &str| fs::read_link(format!("/proc/{pid}/{what}")).expect("link");
         assert_eq!(link("cwd"), Path::new("/"));
         assert_eq!(
@@ -786,7 +790,6 @@ fn helpers_hold_only_what_they_need() {
             status.lines().find(|line| line.starts_with("Cpus_allowed_list")).map(str::to_owned)
         };
         // A server shares the launcher's CPU until the job has settled.
-        let deadline = Instant::now() + Duration::from_secs(10);
         while allowed(&pid.to_string()) != allowed("self") {
             assert!(Instant::now() < deadline, "{name} is bound: {:?}", allowed(&pid.to_string()));
             std::thread::sleep(Duration::from_millis(5));
