@@ -276,9 +276,12 @@ fn become_job(
     grafts: Grafts,
     log: &mut LaunchLog,
 ) -> Result<Infallible, Failure> {
-    plan.before.iter().for_each(run_first);
+    let before = plan.before.clone();
     let mut observer = |event: Event<'_>| match event {
-        Event::Creating => log.open(),
+        Event::Creating => {
+            log.open();
+            before.iter().filter(|command| !command.makes.exists()).for_each(run_first);
+        }
         Event::Created { is_shared } => log.launched(if is_shared { Role::First } else { Role::Alone }),
         Event::NotShared { .. } => log::warn!("{event}"),
         event => log::info!("{event}"),
@@ -289,7 +292,7 @@ fn become_job(
 
 /// Runs a program of the host. That it fails is told; whether the job can do without is the job's to find out.
 fn run_first(command: &HostCommand) {
-    let HostCommand { program, arguments, reason } = command;
+    let HostCommand { program, arguments, reason, .. } = command;
     log::info!("run {} {}  # {reason}", program.display(), arguments.join(" "));
     let mut child = std::process::Command::new(program);
     match child.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).status() {

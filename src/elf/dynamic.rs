@@ -9,6 +9,7 @@ use super::{Header, ReadAt};
 const PT_LOAD: u64 = 1;
 const PT_DYNAMIC: u64 = 2;
 const DT_NULL: u64 = 0;
+const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const DT_STRSZ: u64 = 10;
 const DT_SONAME: u64 = 14;
@@ -35,6 +36,8 @@ pub type GlibcVersion = (u32, u32);
 pub struct Dynamic {
     /// The name that programs need it by.
     pub soname: Option<Vec<u8>>,
+    /// The names of the libraries that it needs.
+    pub needed: Vec<Vec<u8>>,
     /// Versions that it needs of others: `GLIBC_2.34`.
     pub needed_versions: Vec<Vec<u8>>,
     /// Versions that it has.
@@ -67,6 +70,11 @@ impl Dynamic {
         let versions = |tag: u64| value(tag).and_then(offset).and_then(|at| read(at, VERSIONS_MAX));
         Some(Dynamic {
             soname: value(DT_SONAME).and_then(|at| strings.at(at)),
+            needed: entries
+                .iter()
+                .filter(|(tag, _)| *tag == DT_NEEDED)
+                .filter_map(|(_, at)| strings.at(*at))
+                .collect(),
             needed_versions: versions(DT_VERNEED)
                 .map(|table| needed(&elf, &table, &strings))
                 .unwrap_or_default(),

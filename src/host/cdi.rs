@@ -1,6 +1,6 @@
 //! The Container Device Interface: files of the node that say what a container needs for a device.
 //!
-//! Source: the CDI specification, versions 0.3.0 to 1.1.0, and what its reference implementation does with conflicts,
+//! Source: the CDI specification, versions 0.1.0 to 1.1.0, and what its reference implementation does with conflicts,
 //! precedence and bad files. Pure: [`super::probe`] reads the files.
 
 pub mod name;
@@ -148,7 +148,16 @@ impl Registry {
                 Err(why) => registry.problems.push(format!("{} is not used: {why}", path.display())),
             }
         }
+        let conflicts = registry.devices.iter().filter(|(_, found)| found.places.len() > 1);
+        let conflicts: Vec<String> =
+            conflicts.map(|(name, found)| registry.conflict(name.to_string(), found).to_string()).collect();
+        registry.problems.extend(conflicts);
         registry
+    }
+
+    fn conflict(&self, name: String, found: &Found) -> ResolveError {
+        let file = |(at, _): &(usize, usize)| Some(self.specs.get(*at)?.0.display().to_string());
+        ResolveError::Conflict { name, files: found.places.iter().filter_map(file).collect() }
     }
 
     fn add(&mut self, path: PathBuf, priority: usize, spec: Spec) {
@@ -199,17 +208,9 @@ impl Registry {
 
     fn resolve(&self, name: &str) -> Result<(usize, usize), ResolveError> {
         let found = name::parse(name).and_then(|parsed| self.devices.get(&parsed));
-        match found.map(|found| found.places.as_slice()) {
-            Some([place]) => Ok(*place),
-            Some(places) => {
-                let file = |(at, _): &(usize, usize)| {
-                    self.specs.get(*at).map(|(path, _)| path.display().to_string())
-                };
-                Err(ResolveError::Conflict {
-                    name: name.to_owned(),
-                    files: places.iter().filter_map(file).collect(),
-                })
-            }
+        match found.map(|found| (found, found.places.as_slice())) {
+            Some((_, [place])) => Ok(*place),
+            Some((found, _)) => Err(self.conflict(name.to_owned(), found)),
             None => {
                 let known = self.devices.keys().take(8).map(ToString::to_string).collect();
                 Err(ResolveError::Unknown { name: name.to_owned(), known })

@@ -34,6 +34,8 @@ pub struct Wish {
     pub cdi_directories: Vec<PathBuf>,
     /// Where the driver's own tree begins; `/` almost everywhere.
     pub root: PathBuf,
+    /// Whether the job has a `/dev` of its own, to which devices have to be added.
+    pub with_devices: bool,
 }
 
 /// What was found. Nothing, by default.
@@ -45,7 +47,7 @@ pub struct GpuFacts {
     pub amd: bool,
     /// Whether a render node is Intel's.
     pub intel: bool,
-    /// Device nodes and directories of them, below `/dev`.
+    /// Device nodes and directories of them, below `/dev`; looked at only where they have to be added.
     pub devices: Vec<(PathBuf, PathFact)>,
     /// What CDI specifications say of what was asked for.
     pub cdi: Option<Result<Cdi, ResolveError>>,
@@ -57,6 +59,12 @@ impl GpuFacts {
     /// Whether there is anything that a job could be given.
     pub fn is_nothing(&self) -> bool {
         *self == GpuFacts::default()
+    }
+
+    /// Whether libraries may come of it, which have to do with those of the image: AMD's and Intel's drivers bring none.
+    pub fn may_have_libraries(&self) -> bool {
+        let of_cdi = self.cdi.iter().flatten().flat_map(|cdi| &cdi.mounts);
+        self.nvidia.is_some() || of_cdi.into_iter().any(|(_, _, library)| library.is_some())
     }
 }
 
@@ -84,6 +92,8 @@ pub struct SharedObject {
     pub soname: OsString,
     /// The oldest C library that it can do with.
     pub glibc: Option<GlibcVersion>,
+    /// The SONAMEs of the libraries that it needs.
+    pub needed: Vec<OsString>,
 }
 
 /// NVIDIA's driver.
@@ -97,8 +107,8 @@ pub struct Nvidia {
     pub libraries: Vec<SharedObject>,
     /// Programs, configuration, sockets: the place on the host without the driver's root, and what is there.
     pub files: Vec<(PathBuf, PathFact)>,
-    /// Whether the node of unified memory is missing, without which no CUDA program runs.
-    pub lacks_uvm: bool,
+    /// The node of unified memory, if it is missing: no CUDA program runs without it.
+    pub lacks_uvm: Option<PathBuf>,
     /// The helper that makes device nodes.
     pub modprobe: Option<PathBuf>,
     /// Parts of divided devices (MIG), and whether each has its node.

@@ -10,19 +10,24 @@ mod hooks;
 mod nvidia;
 pub mod requirement;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 pub use compat::Compat;
 
 use super::inject::Injection;
 use super::plan::{HostCommand, ImageFacts, PlanError};
+use super::premounted;
 use super::request::Request;
 use crate::elf::dynamic::GlibcVersion;
 use crate::host::Host;
 use crate::host::gpu::{GpuFacts, Mode, SharedObject, Wish};
-use crate::mount::plan::Reason;
+use crate::mount::plan::{Reason, RootSource};
 use crate::policy::rules::gpu::{CDI_DIRECTORIES, CudaCompat, GpuMode, GpuRequire};
 use crate::policy::{Policy, Refusal};
+
+/// What the driver's helper makes when it is asked for the node of unified memory.
+const UVM_NODES: [&str; 2] = ["nvidia-uvm", "nvidia-uvm-tools"];
 
 /// What the user asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +47,7 @@ pub struct GpuRequest {
 pub struct GpuPlan {
     /// What is shown of the host.
     pub injection: Injection,
-    /// A program of the host to be run before there is a namespace.
+    /// A program of the host to be run by whoever makes the namespaces, before.
     pub before: Option<HostCommand>,
     /// What the user should know.
     pub warnings: Vec<String>,
@@ -81,7 +86,7 @@ pub fn wish(request: &Request, policy: &Policy) -> Result<Wish, Refusal> {
         None => CDI_DIRECTORIES.iter().map(PathBuf::from).collect(),
     };
     let root = request.gpu.driver_root.clone().unwrap_or_else(|| PathBuf::from("/"));
-    Ok(Wish { mode, cdi_directories, root })
+    Ok(Wish { mode, cdi_directories, root, with_devices: request.contain.is_some() })
 }
 
 /// The same in the words of facts.
@@ -111,6 +116,9 @@ pub fn plan(
         return plan.judged(request, policy);
     }
     let mut draft = Draft { request, image, policy, host, facts, is_asked: asked.is_some(), plan };
+    if let Some(nvidia) = &facts.nvidia {
+        draft.nodes(nvidia);
+    }
     match &facts.cdi {
         Some(Ok(cdi)) => draft.cdi(cdi),
         Some(Err(error)) if matches!(request.gpu.mode, Some((Mode::Cdi(_), _))) => {
@@ -129,6 +137,7 @@ pub fn plan(
         draft.devices();
     }
     draft.libraries();
+    draft.premounted();
     draft.plan.judged(request, policy)
 }
 
@@ -187,31 +196,43 @@ impl Draft<'_> {
         use super::inject::HostMount;
         use crate::host::Kind;
         use crate::mount::plan::Access;
-        for (path, fact) in &self.facts.devices {
-            if matches!(fact.kind, Kind::File | Kind::Directory) {
-                self.plan.injection.mounts.push(HostMount {
-                    source: fact.resolved.clone(),
-                    destination: path.clone(),
-                    access: Access::ReadWrite,
-                    is_directory: fact.kind == Kind::Directory,
-                    reason: reason("device of a GPU"),
-                });
-            }
-        }
+        let found = self.facts.devices.iter();
+        let found = found.filter(|(_, fact)| matches!(fact.kind, Kind::File | Kind::Directory));
+        let mut devices: Vec<(PathBuf, PathBuf, bool)> = found
+            .map(|(path, fact)| (path.clone(), fact.resolved.clone(), fact.kind == Kind::Directory))
+            .collect();
+        devices.extend(self.made().into_iter().map(|(path, source)| (path, source, false)));
+        // The plan of a rank that came after they were made must be the same.
+        devices.sort();
+        devices.dedup_by(|later, earlier| later.0 == earlier.0);
+        self.plan.injection.mounts.extend(devices.into_iter().map(|(destination, source, is_directory)| {
+            let (access, reason) = (Access::ReadWrite, reason("device of a GPU"));
+            HostMount { source, destination, access, is_directory, reason }
+        }));
     }
 
-    /// Takes the libraries back that the image's C library cannot load.
+    /// Nodes that will have been made when the job begins: their places in the job and on the host.
+    fn made(&self) -> Vec<(PathBuf, PathBuf)> {
+        let makes = self.plan.before.as_ref().and_then(|before| before.makes.parent());
+        let nodes = makes.into_iter().flat_map(|directory| {
+            UVM_NODES.iter().map(|name| (Path::new("/dev").join(name), directory.join(name)))
+        });
+        nodes.collect()
+    }
+
+    /// Takes back what the image's C library cannot load, and what needs that.
     fn libraries(&mut self) {
-        let objects = || {
-            let native = self.facts.nvidia.iter().flat_map(|nvidia| &nvidia.libraries);
-            let cdi = self.facts.cdi.iter().flatten().flat_map(|cdi| &cdi.mounts);
-            native.chain(cdi.filter_map(|(_, _, library)| library.as_ref()))
-        };
-        if !self.plan.injection.concerns_loaders() {
-            return;
-        }
+        let facts = self.facts;
+        let native = facts.nvidia.iter().flat_map(|nvidia| &nvidia.libraries);
+        let cdi = facts.cdi.iter().flatten().flat_map(|cdi| &cdi.mounts);
+        let injection = &self.plan.injection;
+        let given = native.chain(cdi.filter_map(|(_, _, library)| library.as_ref())).filter(|library| {
+            injection.libraries.iter().any(|given| given.source == library.path)
+                || injection.mounts.iter().any(|given| given.source == library.path)
+        });
+        let given: Vec<&SharedObject> = given.collect();
         if self.image.loaders.musl.is_some() && self.image.libraries.glibc.is_none() {
-            if let Some(library) = objects().find(|library| library.glibc.is_some()) {
+            if let Some(library) = given.iter().find(|library| library.glibc.is_some()) {
                 let name = library.soname.display();
                 self.tell(format!(
                     "the image's C library is musl: {name} of the host needs glibc and may not load"
@@ -220,21 +241,47 @@ impl Draft<'_> {
             return;
         }
         let Some(have) = self.image.libraries.glibc else { return };
-        let newest: Option<&SharedObject> = objects().max_by_key(|library| library.glibc);
-        if let Some(library) = newest
-            && let Some(need) = library.glibc.filter(|need| *need > have)
-        {
-            let why = format!(
-                "{} of the host needs glibc {}.{} and the image has {}.{}: the host's GPU libraries are left out",
-                library.soname.display(),
-                need.0,
-                need.1,
-                have.0,
-                have.1
-            );
-            self.plan.injection.libraries.clear();
-            self.plan.injection.found.clear();
-            self.plan.warnings.push(why);
+        let (mut out, mut rest): (Vec<&SharedObject>, Vec<_>) =
+            given.into_iter().partition(|library| library.glibc > Some(have));
+        let newest = out.iter().max_by_key(|library| library.glibc);
+        let Some((newest, need)) = newest.and_then(|newest| Some((*newest, newest.glibc?))) else { return };
+        loop {
+            let is_out = |name: &OsString| out.iter().any(|library| library.soname == *name);
+            let (needing, others): (Vec<_>, Vec<_>) =
+                rest.into_iter().partition(|library| library.needed.iter().any(is_out));
+            rest = others;
+            if needing.is_empty() {
+                break;
+            }
+            out.extend(needing);
+        }
+        let sources: Vec<&Path> = out.iter().map(|library| library.path.as_path()).collect();
+        self.plan.injection.leave_out(&sources);
+        let names: Vec<String> = out.iter().map(|library| library.soname.display().to_string()).collect();
+        let what = format!(
+            "{} of the host needs glibc {}.{} and the image has {}.{}; left out: {}",
+            newest.soname.display(),
+            need.0,
+            need.1,
+            have.0,
+            have.1,
+            names.join(", ")
+        );
+        // Without that one no program uses a GPU.
+        if out.iter().any(|library| library.soname == "libcuda.so.1") {
+            self.plan.warnings.push(what);
+        } else {
+            self.tell(what);
+        }
+    }
+
+    /// Gives everything back where the image is a tree that the site has mounted, to which nothing can be added.
+    fn premounted(&mut self) {
+        let Some(why) = self.host.features.fuse.why_not() else { return };
+        let (root, _) = premounted::root(self.image, self.policy, self.host, &mut Vec::new());
+        if !self.plan.injection.is_empty() && matches!(root, RootSource::Premounted { .. }) {
+            self.plan.warnings.push(format!("the host's GPU libraries are left out: {why}"));
+            self.plan.injection = Injection::default();
         }
     }
 }

@@ -20,6 +20,7 @@ use super::request::Joining;
 use crate::elf::library_cache::Entry;
 use crate::mount::graft::Graft;
 use crate::mount::plan::{Access, Need, Reason};
+use crate::policy::path::normalise;
 
 /// Where the libraries are in the new root.
 pub const LIBRARY_DIRECTORY: &str = "/.hpcrun/lib";
@@ -154,6 +155,32 @@ impl Injection {
         keep_first(&mut self.variables, |variable| {
             (variable.name.clone(), (variable.joining != Joining::Replace).then(|| variable.value.clone()))
         });
+    }
+
+    /// Takes the libraries and files of these host paths back, with the links to them and the names that lead there.
+    pub fn leave_out(&mut self, sources: &[&Path]) {
+        let is_out = |source: &Path| sources.contains(&source);
+        let libraries = self.libraries.iter().filter(|library| is_out(&library.source)).map(place);
+        let mounts = self.mounts.iter().filter(|mount| is_out(&mount.source));
+        let mut gone: Vec<PathBuf> = libraries.chain(mounts.map(|mount| mount.destination.clone())).collect();
+        self.libraries.retain(|library| !is_out(&library.source));
+        self.mounts.retain(|mount| !is_out(&mount.source));
+        // A link may lead to another link.
+        loop {
+            let before = gone.len();
+            self.links.retain(|link| {
+                let parent = link.path.parent().unwrap_or(Path::new("/"));
+                let dangles = gone.contains(&normalise(parent, &link.target));
+                if dangles {
+                    gone.push(link.path.clone());
+                }
+                !dangles
+            });
+            if gone.len() == before {
+                break;
+            }
+        }
+        self.found.retain(|found| !gone.contains(&found.path));
     }
 
     /// The mounts, as weak as hpcrun's own defaults: what the user or the site binds stays.

@@ -57,7 +57,7 @@ pub struct LaunchPlan {
     pub startup: Startup,
     /// How a copy of the image file on this node is found; no decision of the plan.
     pub node_cache: Option<Wanted>,
-    /// Programs of the host that are run first, outside, as the user.
+    /// Programs of the host that are run first, outside, as the user, by the rank that makes the container.
     pub before: Vec<HostCommand>,
     /// What else makes the job's process another than its caller's.
     pub guise: Guise,
@@ -72,6 +72,8 @@ pub struct HostCommand {
     pub program: PathBuf,
     /// Its arguments, without its name.
     pub arguments: Vec<String>,
+    /// What it makes: it is not run where that is there by now.
+    pub makes: PathBuf,
     /// Why.
     pub reason: Reason,
 }
@@ -181,7 +183,7 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
 
 /// Whether [`gpu::plan`] may want libraries of the host, so that the image's loaders have to be looked at.
 pub fn needs_loaders(host: &Host) -> bool {
-    !host.gpu.is_nothing()
+    host.gpu.may_have_libraries()
 }
 
 /// Decides a launch. Data in, data out; `host` knows the paths of [`paths_to_probe`].
@@ -198,11 +200,6 @@ pub fn plan(
     decisions.extend(modules::decisions(&modules));
     let mut gpu = gpu::plan(request, image, policy, host)?;
     let mut injection = std::mem::take(&mut gpu.injection);
-    if let Some(why) = host.features.fuse.why_not().filter(|_| !injection.is_empty()) {
-        // Only a tree that the site has mounted could be run here, and nothing can be added to that.
-        gpu.warnings.push(format!("the host's GPU libraries are left out: {why}"));
-        injection = Injection::default();
-    }
     injection.extend(image.modules.clone());
     let mut binds = binds::gather(request, image, &modules, policy, host, injection.binds())?;
     let additions = injection.additions(&image.loaders, &binds);
@@ -213,7 +210,10 @@ pub fn plan(
         // The owners of a tree that the site mounted are not for us to change.
         Some(_) => (RootSource::Image(image.path.clone()), Reason::Default),
         // Nothing can be added to a tree that the kernel serves.
-        None if !injection.is_empty() => (RootSource::Image(image.path.clone()), Reason::Default),
+        None if !injection.is_empty() => {
+            binds.notes.extend(premounted::unused(image, policy, host));
+            (RootSource::Image(image.path.clone()), Reason::Default)
+        }
         None => premounted::root(image, policy, host, &mut binds.notes),
     };
     check_fuse(&root, &binds, host)?;

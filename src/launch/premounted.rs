@@ -82,6 +82,17 @@ pub(super) fn root(
     (RootSource::Image(image.path.clone()), Reason::Default)
 }
 
+/// That a tree could have been used and is not, as nothing can be added to it; none where there is no such tree.
+pub(super) fn unused(image: &ImageFacts, policy: &Policy, host: &Host) -> Option<String> {
+    let (RootSource::Premounted { tree, .. }, reason) = root(image, policy, host, &mut Vec::new()) else {
+        return None;
+    };
+    Some(format!(
+        "the tree at {} is not used, as libraries of the host are added to the image ({reason}): the image is served",
+        tree.display()
+    ))
+}
+
 /// Why the tree is not to be trusted, or not of this image.
 fn refused(fact: &TreeFact, image: &ImageFacts, named: Named) -> Option<String> {
     let why = |text: &str| Some(text.to_owned());

@@ -31,7 +31,6 @@ pub const DEFAULTS: &[(&str, &str)] = &[
     ("store.short_names", "{}"),
     ("gpu.mode", "\"auto\""),
     ("gpu.cdi_dirs", "[\"/etc/cdi\", \"/var/run/cdi\"]"),
-    ("gpu.exec_hooks", "[]"),
     ("gpu.require", "\"warn\""),
     ("gpu.cuda_compat", "\"auto\""),
     ("gpu.modprobe", "true"),

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::busybox_image::{busybox, convert};
 use crate::layer_building::{Member, tar};
-use crate::support::{hpcrun, is_root, run, scratch, stdout, text};
+use crate::support::{as_user, hpcrun, is_root, run, scratch, stdout, text};
 
 /// Opens the library of its first argument by name and asks it for its version, as a CUDA program would.
 const PROBE: &str = r#"
@@ -64,26 +64,29 @@ fn fixture() -> &'static Fixture {
     })
 }
 
-/// A library that says `number`.
+/// Libraries that NVIDIA's need, all of the C library.
+const NEEDED: [&str; 4] = ["libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"];
+
+/// A library that says `number`, has the functions of the driver that a program calls, and needs what the driver's needs.
 fn library(path: &Path, soname: &str, number: u32) {
-    let source = path.with_extension("c");
-    fs::write(&source, format!("int driver_version(void) {{ return {number}; }}\n")).expect("source");
-    stdout(
-        Command::new("gcc")
-            .args(["-shared", "-fPIC", &format!("-Wl,-soname,{soname}"), "-o"])
-            .arg(path)
-            .arg(&source),
-    );
-    fs::remove_file(source).expect("source");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpu/driver.c");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-shared", "-fPIC", "-Wall", "-Werror", &format!("-Wl,-soname,{soname}")]);
+    gcc.arg(format!("-DNUMBER={number}")).arg("-o").arg(path).arg(source).arg("-Wl,--no-as-needed");
+    stdout(gcc.args(NEEDED.map(|name| format!("-l:{name}"))));
 }
 
-fn make_node(root: &Path, version: &str) {
+/// A made-up tree of a node with a driver of this version.
+pub(crate) fn make_node(root: &Path, version: &str) {
     for directory in
         ["dev", "proc/driver/nvidia/gpus/0000:01:00.0", "sys/module/nvidia", "usr/lib64", "usr/bin"]
     {
         fs::create_dir_all(root.join(directory)).expect("directory");
     }
-    for node in ["nvidiactl", "nvidia0", "nvidia-uvm"] {
+    for directory in ["dev/nvidia-caps", "dev/nvidia-caps-imex-channels"] {
+        fs::create_dir(root.join(directory)).expect("directory");
+    }
+    for node in ["nvidiactl", "nvidia0", "nvidia-uvm", "nvidia-caps-imex-channels/channel0"] {
         fs::write(root.join("dev").join(node), node).expect("node");
     }
     fs::write(root.join("proc/driver/nvidia/gpus/0000:01:00.0/information"), "Device Minor: \t 0\n")
@@ -117,7 +120,12 @@ fn glibc_image(path: &Path) -> PathBuf {
     let probe = tree.join("probe");
     stdout(Command::new("gcc").arg("-o").arg(&probe).arg(tree.join("probe.c")));
     let ldd = stdout(Command::new("ldd").arg(&probe));
-    for needed in ldd.split_whitespace().filter(|word| word.starts_with('/')) {
+    let found = NEEDED.map(|name| {
+        let place = stdout(Command::new("gcc").arg(format!("-print-file-name={name}")));
+        fs::canonicalize(place.trim()).expect("a library").display().to_string()
+    });
+    let needed = ldd.split_whitespace().filter(|word| word.starts_with('/'));
+    for needed in needed.chain(found.iter().map(String::as_str)) {
         let to = tree.join(needed.trim_start_matches('/'));
         fs::create_dir_all(to.parent().expect("parent")).expect("directory");
         fs::copy(needed, to).expect("library");
@@ -235,9 +243,12 @@ fn explain_says_what_why_and_how_to_be_without() {
 #[test]
 fn a_contained_job_has_the_devices() {
     let listed = stdout(&mut on_node(&fixture().glibc, &["--contain"], &["ls", "/dev"]));
-    for node in ["nvidia0", "nvidiactl", "nvidia-uvm"] {
+    for node in ["nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-caps", "nvidia-caps-imex-channels"] {
         assert!(listed.lines().any(|line| line == node), "{node}: {listed}");
     }
+    let channel = ["cat", "/dev/nvidia-caps-imex-channels/channel0"];
+    let channel = stdout(&mut on_node(&fixture().glibc, &["--contain"], &channel));
+    assert_eq!(channel, "nvidia-caps-imex-channels/channel0");
 }
 
 #[test]
@@ -324,7 +335,9 @@ fn a_specification_decides_what_is_shown() {
     let output = run(&mut site.exec(&["--gpu=nvidia"], &["sh", "-c", shell]));
     assert_eq!(text(&output.stdout), "void\nlibcuda.so.1\nlibcuda.so.999.7\n1\n", "{}", text(&output.stderr));
     let stderr = text(&output.stderr);
-    for told in ["/opt/vendor/hook", "group 54321", "/no/such/file"] {
+    for told in
+        ["/opt/vendor/hook do-something' of a CDI specification is not run", "group 54321", "/no/such/file"]
+    {
         assert!(stderr.contains(told), "{told}: {stderr}");
     }
     let explained = stdout(&mut site.exec(&["--explain"], &["true"]));
@@ -362,32 +375,223 @@ fn the_site_decides() {
     assert!(text(&output.stderr).contains("no AMD GPU"), "{}", text(&output.stderr));
 }
 
+#[test]
+fn a_specification_of_a_driver_that_was_upgraded_is_not_used() {
+    let site = Site::new("");
+    let old = site.path("libcuda.so.998.7").display().to_string();
+    let stale = specification(&site, 7).replace(&site.path("libcuda.so.999.7").display().to_string(), &old);
+    fs::write(site.path("etc/nvidia.yaml"), stale).expect("specification");
+    assert_eq!(stdout(&mut site.exec(&[], &["/probe", "libcuda.so.1"])), "driver 999\n");
+    let explained = stdout(&mut site.exec(&["--explain"], &["true"]));
+    assert!(explained.contains("nvidia.yaml is not used") && explained.contains(&old), "{explained}");
+    // Who names it gets it as it is, and is told.
+    let output = run(&mut site.exec(&["--gpu=cdi:nvidia.com/gpu=all"], &["true"]));
+    assert!(text(&output.stderr).contains(&old), "{}", text(&output.stderr));
+}
+
+#[test]
+fn each_mode_gives_what_it_names() {
+    let site = Site::new("");
+    fs::write(site.path("etc/nvidia.yaml"), specification(&site, 7)).expect("specification");
+    for (options, expected) in [
+        (&["--gpu=auto"][..], "driver 7\n"),
+        (&["--gpu=none"], "driver 1\n"),
+        (&["--gpu=nvidia"], "driver 7\n"),
+        (&["--nv"], "driver 7\n"),
+        (&["--gpu=amd"], "driver 1\n"),
+        (&["--rocm"], "driver 1\n"),
+        (&["--gpu=intel"], "driver 1\n"),
+        (&["--gpu=cdi:nvidia.com/gpu=0"], "driver 7\n"),
+    ] {
+        assert_eq!(stdout(&mut site.exec(options, &["/probe", "libcuda.so.1"])), expected, "{options:?}");
+    }
+    // What the image needs of the driver is looked at however the device was named.
+    let needing = needing_image("cuda>=99.0");
+    let mut exec = on_node(&needing, &["--gpu=cdi:nvidia.com/gpu=0"], &["true"]);
+    let output = run(exec.env("HPCRUN_POLICY", site.path("policy.toml")));
+    assert!(text(&output.stderr).contains("the image needs cuda>=99.0"), "{}", text(&output.stderr));
+}
+
+/// An image that wants a driver.
+fn needing_image(requirement: &str) -> PathBuf {
+    let config = json!({"Env": ["PATH=/bin", format!("NVIDIA_REQUIRE_CUDA={requirement}")]});
+    convert(fixture().directory.path(), "needing", &config, &[tar(&busybox())])
+}
+
+#[test]
+fn nodes_of_other_vendors_have_their_devices_and_no_libraries() {
+    let directory = scratch();
+    for (name, told) in
+        [("amd", "AMD GPU: ROCm is the image's"), ("intel", "Intel GPU: Level Zero is the image's")]
+    {
+        let node = directory.path().join(name);
+        for made in ["dev/dri", "sys/class/drm/renderD128/device"] {
+            fs::create_dir_all(node.join(made)).expect("directory");
+        }
+        fs::write(node.join("dev/dri/renderD128"), "render").expect("node");
+        fs::write(node.join("sys/class/drm/renderD128/device/vendor"), "0x8086\n").expect("vendor");
+        if name == "amd" {
+            fs::write(node.join("dev/kfd"), "kfd").expect("node");
+        }
+        let exec = |options: &[&str], command: &[&str]| {
+            let mut exec = hpcrun(["exec", "--driver-root"]);
+            exec.arg(&node).args(options).arg(&fixture().glibc).args(command);
+            exec
+        };
+        let explained = stdout(&mut exec(&["--explain"], &["true"]));
+        assert!(explained.contains(told) && !explained.contains("ld.so.cache"), "{name}: {explained}");
+        let render = stdout(&mut exec(&["--contain"], &["cat", "/dev/dri/renderD128"]));
+        assert_eq!(render, "render", "{name}");
+        let option = format!("--gpu={name}");
+        assert_eq!(text(&run(&mut exec(&[&option], &["true"])).stderr), "", "{name}");
+    }
+}
+
+#[test]
+fn variables_of_the_batch_system_pass_as_they_are() {
+    let given = [
+        ("CUDA_VISIBLE_DEVICES", "1"),
+        ("ROCR_VISIBLE_DEVICES", "2"),
+        ("HIP_VISIBLE_DEVICES", "3"),
+        ("ZE_AFFINITY_MASK", "4"),
+        ("GPU_DEVICE_ORDINAL", "5"),
+    ];
+    let mut exec = on_node(&fixture().glibc, &[], &["env"]);
+    let env = stdout(exec.envs(given));
+    for (name, value) in given {
+        assert!(env.lines().any(|line| line == format!("{name}={value}")), "{name}: {env}");
+    }
+}
+
+/// A node whose unified memory has no device yet, and a helper that makes it and notes that it was called.
+fn node_without_uvm(directory: &Path) -> PathBuf {
+    let node = directory.join("node");
+    make_node(&node, "999.1");
+    fs::remove_file(node.join("dev/nvidia-uvm")).expect("node");
+    // The made-up helper has not the privilege of the real one.
+    fs::set_permissions(node.join("dev"), PermissionsExt::from_mode(0o777)).expect("chmod");
+    let helper = node.join("usr/bin/nvidia-modprobe");
+    let (log, dev) = (directory.join("log"), node.join("dev"));
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >>{}\nsleep 0.2\necho uvm >{}/nvidia-uvm\n",
+        log.display(),
+        dev.display()
+    );
+    fs::write(&helper, script).expect("helper");
+    fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).expect("chmod");
+    node
+}
+
+#[test]
+fn a_missing_node_is_made_once_for_all_ranks() {
+    let directory = scratch();
+    let node = node_without_uvm(directory.path());
+    let rank = |number: usize, mode: &str| {
+        let mut exec = hpcrun(["exec", "--contain", mode, "--driver-root"]);
+        exec.arg(&node).arg(&fixture().glibc).args(["cat", "/dev/nvidia-uvm"]);
+        exec.env("SLURM_JOB_ID", format!("gpu-test-{}", std::process::id())).env("SLURM_STEP_ID", "0");
+        exec.env("SLURM_LOCALID", number.to_string()).env("SLURM_PROCID", number.to_string());
+        exec.env("SLURM_STEP_TASKS_PER_NODE", "4").env("SLURM_NTASKS", "4");
+        exec.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        exec.spawn().expect("a rank")
+    };
+    let log = directory.path().join("log");
+    run(&mut {
+        let mut explain = hpcrun(["exec", "--explain", "--driver-root"]);
+        explain.arg(&node).arg(&fixture().glibc).arg("true");
+        explain
+    });
+    assert!(!log.exists(), "nothing is run to explain");
+    let ranks: Vec<_> = (0..4).map(|number| rank(number, "--gpu=auto")).collect();
+    for rank in ranks {
+        let output = rank.wait_with_output().expect("a rank");
+        assert_eq!(text(&output.stdout), "uvm\n", "{}", text(&output.stderr));
+    }
+    assert_eq!(fs::read_to_string(&log).expect("the helper was run"), "-u -c=0\n");
+    rank(0, "--gpu=nvidia").wait_with_output().expect("a rank");
+    assert_eq!(fs::read_to_string(&log).expect("log"), "-u -c=0\n", "not again");
+}
+
+/// Runs a kernel from an image; gives what the program says.
+fn kernel_in_image(mut exec: Command, image: &Path, program: &Path) -> String {
+    exec.arg(format!("--bind={}:/gpu-probe", program.display())).arg("--gpu=nvidia");
+    let answer = stdout(exec.arg(image).arg("/gpu-probe"));
+    assert!(answer.ends_with("kernel: ok\n"), "{answer}");
+    answer
+}
+
+/// `scripts/gpu-probe.c`, built.
+fn kernel_program(directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-probe.c");
+    let program = directory.join("gpu-probe");
+    stdout(
+        Command::new("gcc").args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(source).arg("-ldl"),
+    );
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("chmod");
+    program
+}
+
+/// The libraries in the loader's list whose files are of the driver's version, by their SONAMEs.
+fn driver_in_list(list: &str, version: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for line in list.lines() {
+        let Some((_, place)) = line.trim().split_once(" (libc6,x86-64) => ") else { continue };
+        let resolved = fs::canonicalize(place).unwrap_or_default();
+        if !resolved.to_string_lossy().ends_with(&format!(".so.{version}")) {
+            continue;
+        }
+        let dynamic = stdout(Command::new("readelf").arg("-d").arg(&resolved));
+        let soname = dynamic.lines().find_map(|line| line.split_once("soname: [")?.1.strip_suffix(']'));
+        names.extend(soname.map(str::to_owned));
+    }
+    assert!(names.iter().any(|name| name == "libcuda.so.1"), "libcuda.so.1 of {version}: {list}");
+    names
+}
+
+/// Every step of the next test, on the made-up node.
+#[test]
+fn a_kernel_runs_from_an_image_with_the_driver_of_the_node() {
+    let directory = scratch();
+    let program = kernel_program(directory.path());
+    let exec = |image: &Path| {
+        let mut exec = hpcrun(["exec", "--driver-root"]);
+        exec.arg(fixture().node());
+        kernel_in_image(exec, image, &program)
+    };
+    assert_eq!(exec(&fixture().glibc), "CUDA 999, 1 devices, the first: made up\nkernel: ok\n");
+    let library = fixture().node().join("usr/lib64/libcuda.so.1");
+    let list = format!("1 libs found\n\tlibcuda.so.1 (libc6,x86-64) => {}\n", library.display());
+    assert_eq!(driver_in_list(&list, "999.1"), ["libcuda.so.1"]);
+}
+
 /// Wants a node with a device of NVIDIA's: `make test-gpu`. What hpcrun shows is held against what the driver itself lists, and a
-/// kernel is run from an image.
+/// kernel is run from an image, once by what hpcrun finds by itself and once by the node's CDI specifications, if it has any.
 #[test]
 #[ignore = "needs a GPU: make test-gpu"]
 fn a_real_device_runs_a_kernel_from_an_image() {
     assert!(Path::new("/dev/nvidiactl").exists(), "this machine has no NVIDIA device: nothing was tested");
     let directory = scratch();
-    let path = directory.path();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-probe.c");
-    let image = glibc_image(path);
-    let probe = path.join("gpu-probe");
-    stdout(Command::new("gcc").arg("-o").arg(&probe).arg(script).arg("-ldl"));
-    fs::set_permissions(&probe, PermissionsExt::from_mode(0o755)).expect("chmod");
-    let bind = format!("--bind={}:/gpu-probe", probe.display());
-    let answer = stdout(hpcrun(["exec", &bind, "--gpu=nvidia"]).arg(&image).arg("/gpu-probe"));
-    assert_eq!(answer, stdout(&mut Command::new(&probe)), "inside as outside");
-    assert!(answer.ends_with("kernel: ok\n"), "{answer}");
-    let smi = stdout(hpcrun(["exec", "--gpu=nvidia"]).arg(&image).args(["/usr/bin/nvidia-smi", "-L"]));
-    assert_eq!(smi, stdout(Command::new("nvidia-smi").arg("-L")));
-    let version = fs::read_to_string("/sys/module/nvidia/version").expect("version");
-    let listed = stdout(hpcrun(["exec", "--gpu-caps=all"]).arg(&image).args(["ls", "/.hpcrun/lib"]));
-    for library in stdout(Command::new("ldconfig").arg("-p")).lines() {
-        let Some((name, place)) = library.trim().split_once(" (libc6,x86-64) => ") else { continue };
-        let resolved = fs::canonicalize(place).unwrap_or_default();
-        if resolved.to_string_lossy().ends_with(&format!(".so.{}", version.trim())) && name != "libcuda.so" {
-            assert!(listed.lines().any(|line| line == name), "{name}: {listed}");
-        }
+    let program = kernel_program(directory.path());
+    let image = glibc_image(directory.path());
+    let outside = stdout(&mut as_user(&program));
+    let no_specifications = Site::new("");
+    for policy in [Some(no_specifications.path("policy.toml")), None] {
+        let exec = || {
+            let mut exec = hpcrun(["exec"]);
+            exec.envs(policy.iter().map(|policy| ("HPCRUN_POLICY", policy)));
+            exec
+        };
+        println!("{}", stdout(exec().arg("--explain").arg(&image).arg("true")));
+        assert_eq!(kernel_in_image(exec(), &image, &program), outside, "inside as outside");
+        let smi = stdout(exec().arg("--gpu=nvidia").arg(&image).args(["nvidia-smi", "-L"]));
+        assert_eq!(smi, stdout(as_user("nvidia-smi").arg("-L")));
+    }
+    let version = stdout(as_user("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]));
+    let version = version.lines().next().expect("a version").trim();
+    let mut exec = hpcrun(["exec", "--gpu-caps=all"]);
+    exec.env("HPCRUN_POLICY", no_specifications.path("policy.toml"));
+    let listed = stdout(exec.arg(&image).args(["ls", "/.hpcrun/lib"]));
+    for name in driver_in_list(&stdout(Command::new("ldconfig").arg("-p")), version) {
+        assert!(listed.lines().any(|line| line == name), "{name}: {listed}");
     }
 }

@@ -830,7 +830,6 @@ fn what_the_keys_of_sections_want() {
         ("[gpu]\nmode = \"nvidea\"", "2:8: gpu.mode: \"nvidea\" is none of auto, none, nvidia, amd, intel"),
         ("[gpu]\nmode = \"cdi:gpu\"", "2:8: gpu.mode: \"cdi:gpu\" names no CDI device"),
         ("[gpu]\ncdi_dirs = [\"cdi\"]", "2:13: gpu.cdi_dirs: \"cdi\" is not an absolute path"),
-        ("[gpu]\nexec_hooks = [\"hook\"]", "2:15: gpu.exec_hooks: \"hook\" is not an absolute path"),
         ("[gpu]\nrequire = \"error\"", "2:11: gpu.require: \"error\" is none of warn, fail, off"),
         ("[gpu]\ncuda_compat = true", "2:15: gpu.cuda_compat wants a string, not a boolean"),
         ("[mpi]\ncheck = \"on\"", "2:9: mpi.check: \"on\" is none of check, strict, off"),

@@ -92,6 +92,26 @@ fn a_tree_of_this_image_is_used_and_any_other_is_not() {
 }
 
 #[test]
+fn a_tree_to_which_a_driver_would_have_to_be_added_is_told() {
+    let site = Site::new();
+    let own = image(&site, "own", "own");
+    let tree = site.mounted(&own, GOOD);
+    site.policy(&trees(&own, tree.path()));
+    let directory = crate::support::scratch();
+    crate::gpu::make_node(directory.path(), "999.1");
+    let launched = |gpu: &str| {
+        let mut exec = site.hpcrun(["-v", "exec", gpu, "--driver-root"]);
+        let output = run(exec.arg(directory.path()).arg(&own).args(["cat", "/word"]));
+        assert_eq!(text(&output.stdout), "own");
+        text(&output.stderr)
+    };
+    let told = launched("--gpu=auto");
+    assert!(told.contains("is not used, as libraries of the host are added"), "{told}");
+    let told = launched("--gpu=none");
+    assert!(told.contains(&format!("bind {} -> / ro", tree.path().display())), "{told}");
+}
+
+#[test]
 fn a_tree_in_a_directory_of_its_digest_is_found() {
     let site = Site::new();
     let (own, other) = (image(&site, "own", "own"), image(&site, "other", "another word"));

@@ -9,6 +9,8 @@ use crate::cli::launch;
 use crate::cli::report::STATUS_FAILED;
 use crate::host::Host;
 use crate::host::doctor::Check;
+use crate::host::gpu::Mode;
+use crate::launch::gpu::GpuRequest;
 use crate::launch::request::{HomeWish, Request, Verb};
 use crate::policy::Policy;
 use crate::squashfs::compress::Compression;
@@ -67,6 +69,7 @@ fn launch_in_child(image: &File, host: Host) -> Result<(), String> {
         cwd: Some(PathBuf::from("/")),
         clean_env: true,
         home: HomeWish::LeaveOut,
+        gpu: GpuRequest { mode: Some((Mode::None, "--gpu=none".to_owned())), ..GpuRequest::default() },
         ..Request::default()
     };
     let path = format!("/proc/self/fd/{}", image.as_raw_fd());

@@ -18,8 +18,17 @@ fn file(path: &str, priority: usize, text: &str) -> SpecFile {
 
 #[test]
 fn every_version_is_read() {
-    for version in ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0", "v0.5.0"] {
-        assert!(parse(&spec(version, PLAIN)).is_ok(), "{version}");
+    // The reference implementation reads the two before 0.3.0, too.
+    let versions =
+        ["0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0", "v0.5.0"];
+    for version in versions {
+        let yaml = parse(&spec(version, PLAIN));
+        let json = format!(
+            r#"{{"cdiVersion": "{version}", "kind": "vendor.example/gpu",
+                "devices": [{{"name": "zero", "containerEdits": {{"env": ["A=1"]}}}}]}}"#
+        );
+        assert!(yaml.is_ok(), "{version}: {yaml:?}");
+        assert_eq!(Spec::parse(Path::new("x.json"), json.as_bytes()), yaml, "{version}");
     }
     for version in ["2.0.0", "0.9.0", "1.2.0", "\"\"", "1"] {
         assert!(parse(&spec(version, PLAIN)).is_err(), "{version}");
@@ -115,7 +124,8 @@ fn a_later_directory_is_stronger_and_equals_are_a_conflict() {
     assert_eq!(edits("one").unwrap().env, [("A".to_owned(), "strong".to_owned())]);
     assert!(matches!(edits("two"), Err(ResolveError::Conflict { files, .. }) if files.len() == 2));
     assert!(matches!(edits("three"), Err(ResolveError::Unknown { known, .. }) if known.len() == 2));
-    assert_eq!(registry.problems.len(), 2, "{:?}", registry.problems);
+    assert_eq!(registry.problems.len(), 3, "{:?}", registry.problems);
+    assert!(registry.problems[2].contains("/etc/cdi/b.yaml, /etc/cdi/c.yaml"), "{:?}", registry.problems);
     assert_eq!(registry.all_of("vendor.example/gpu"), ["vendor.example/gpu=one"]);
 }
 

@@ -1,6 +1,6 @@
 //! Looks for graphics processors and their drivers' files.
 //!
-//! A node without any costs two or three system calls. CDI specifications are read only where there is a device or one was
+//! A node without any costs three system calls. CDI specifications are read only where there is a device or one was
 //! asked for by name.
 
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::{path_fact, read_limited};
 use crate::elf::dynamic::Dynamic;
 use crate::elf::library_cache;
-use crate::host::cdi::{Registry, SpecFile};
+use crate::host::cdi::{Mount, Registry, SpecFile};
 use crate::host::gpu::{Cdi, GpuFacts, Mode, Nvidia, SharedObject, Wish, parse_mig_minors, parse_minor};
 use crate::host::{Kind, PathFact};
 
@@ -53,7 +53,7 @@ const NVIDIA_PROGRAMS: [&str; 8] = [
     "nvidia-imex",
     "nvidia-imex-ctl",
 ];
-const NVIDIA_FILES: [&str; 15] = [
+const NVIDIA_FILES: [&str; 17] = [
     "run/nvidia-persistenced/socket",
     "run/nvidia-fabricmanager/socket",
     "etc/OpenCL/vendors/nvidia.icd",
@@ -64,6 +64,8 @@ const NVIDIA_FILES: [&str; 15] = [
     "usr/share/egl/egl_external_platform.d/20_nvidia_xcb.json",
     "usr/share/egl/egl_external_platform.d/20_nvidia_xlib.json",
     "usr/share/vulkan/icd.d/nvidia_icd.json",
+    "usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+    "usr/share/vulkan/icd.d/nvidia_icd.aarch64.json",
     "etc/vulkan/icd.d/nvidia_icd.json",
     "usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
     "etc/vulkan/implicit_layer.d/nvidia_layers.json",
@@ -79,8 +81,8 @@ pub fn gpu(wish: &Wish) -> GpuFacts {
     }
     let root = wish.root.as_path();
     let may_be = |mode: Mode| wish.mode == Mode::Auto || wish.mode == mode;
-    if may_be(Mode::Nvidia) && root.join("dev/nvidiactl").exists() && root.join("proc/driver/nvidia").is_dir()
-    {
+    let wants_nvidia = may_be(Mode::Nvidia) || names_nvidia(&wish.mode);
+    if wants_nvidia && root.join("dev/nvidiactl").exists() && root.join("proc/driver/nvidia").is_dir() {
         facts.nvidia = Some(Nvidia::default());
     }
     facts.amd = may_be(Mode::Amd) && root.join("dev/kfd").exists();
@@ -91,17 +93,47 @@ pub fn gpu(wish: &Wish) -> GpuFacts {
         _ if facts == GpuFacts::default() => return facts,
         _ => Vec::new(),
     };
-    facts.devices = devices(root);
+    if wish.with_devices {
+        facts.devices = devices(root);
+    }
     let registry = Registry::new(specs(&wish.cdi_directories));
     facts.problems.clone_from(&registry.problems);
     let names = if names.is_empty() { of_vendor(&facts, &registry) } else { names };
     if !names.is_empty() {
         facts.cdi = Some(registry.edits(&names).map(|edits| found(names, edits)));
     }
+    if !matches!(wish.mode, Mode::Cdi(_))
+        && let Some(Ok(cdi)) = &facts.cdi
+        && let Some(stale) = stale(cdi)
+    {
+        facts.problems.push(stale);
+        facts.cdi = None;
+    }
     if facts.nvidia.is_some() {
         facts.nvidia = Some(nvidia(root, facts.cdi.as_ref().is_none_or(Result::is_err)));
     }
     facts
+}
+
+/// Whether devices of NVIDIA's are asked for by their names.
+fn names_nvidia(mode: &Mode) -> bool {
+    matches!(mode, Mode::Cdi(names) if names.iter().any(|name| name.starts_with("nvidia.com/")))
+}
+
+/// What is wrong with a specification that was made for a driver which has been upgraded since: it names files that went away.
+fn stale(cdi: &Cdi) -> Option<String> {
+    let is_driver = |mount: &Mount| {
+        let name = Path::new(&mount.host_path).file_name().unwrap_or_default();
+        name.as_bytes().starts_with(b"libcuda.so")
+    };
+    let (mount, ..) =
+        cdi.mounts.iter().find(|(mount, fact, _)| is_driver(mount) && fact.kind == Kind::Missing)?;
+    let files: Vec<String> = cdi.edits.files.iter().map(|file| file.display().to_string()).collect();
+    Some(format!(
+        "{} is not used: {} is not there, it was made for another driver",
+        files.join(", "),
+        mount.host_path
+    ))
 }
 
 /// The CDI devices of the vendors that are there.
@@ -203,7 +235,7 @@ fn nvidia(root: &Path, with_files: bool) -> Nvidia {
     let mut facts = Nvidia {
         version: text(&root.join("sys/module/nvidia/version"))
             .or_else(|| version_in(&text(&proc.join("version"))?)),
-        lacks_uvm: !root.join("dev/nvidia-uvm").exists(),
+        lacks_uvm: Some(root.join("dev/nvidia-uvm")).filter(|path| !path.exists()),
         modprobe: Some(root.join("usr/bin/nvidia-modprobe")).filter(|path| path.is_file()),
         parts: parts.map(|(name, minor)| (name, has_node(minor))).collect(),
         minors: minors.collect(),
@@ -290,5 +322,6 @@ fn shared_object(path: &Path, name: &OsStr) -> Option<SharedObject> {
     let is_name = |soname: &Vec<u8>| !soname.is_empty() && !soname.contains(&b'/');
     let soname = dynamic.soname.filter(is_name);
     let soname = soname.map_or_else(|| name.to_owned(), |soname| OsStr::from_bytes(&soname).to_owned());
-    Some(SharedObject { path: path.to_owned(), file_name: name.to_owned(), soname, glibc })
+    let needed = dynamic.needed.iter().map(|name| OsStr::from_bytes(name).to_owned()).collect();
+    Some(SharedObject { path: path.to_owned(), file_name: name.to_owned(), soname, glibc, needed })
 }

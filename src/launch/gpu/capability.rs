@@ -75,6 +75,8 @@ const PARTS: [(&str, &[&str]); 7] = [
             "20_nvidia_xcb.json",
             "20_nvidia_xlib.json",
             "nvidia_icd.json",
+            "nvidia_icd.x86_64.json",
+            "nvidia_icd.aarch64.json",
             "nvidia_layers.json",
             "nvoptix.bin",
         ],

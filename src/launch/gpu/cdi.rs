@@ -100,6 +100,8 @@ impl Draft<'_> {
     /// `/dev` is the host's: a node is there under its own name, or not at all.
     fn node(&mut self, path: &Path, fact: &PathFact) {
         match &fact.kind {
+            // It is there when the job is.
+            Kind::Missing if self.made().iter().any(|(made, _)| made == path) => {}
             Kind::Missing | Kind::Unreachable(_) => {
                 self.tell(format!(
                     "the device {}, which CDI asks for, is not on this node",
@@ -120,16 +122,10 @@ impl Draft<'_> {
     /// A program that would change a container which it finds by its process: there is none yet, and when there is one its root
     /// cannot be written to.
     fn unknown_hook(&mut self, hook: &crate::host::cdi::Hook) {
-        let is_allowed =
-            self.policy.rules().gpu.exec_hooks.iter().any(|path| path.value == Path::new(&hook.path));
         let call = format!("{} {}", hook.path, hook.args.get(1..).unwrap_or_default().join(" "));
-        let because = if is_allowed {
-            "it takes root to run it in a container, though the site allows it"
-        } else {
-            "hpcrun does not know it"
-        };
         self.tell(format!(
-            "the {} hook '{}' of a CDI specification is not run: {because}",
+            "the {} hook '{}' of a CDI specification is not run: hpcrun does not know what it would do, and without \
+             root it could do nothing",
             hook.hook_name,
             call.trim_end()
         ));

@@ -35,7 +35,8 @@ pub(super) fn outcome(hook: &Hook) -> Outcome {
     let words: Vec<&str> = words.collect();
     let known = Outcome { is_known: true, ..Outcome::default() };
     match command {
-        Some("update-ldcache") => {
+        // The other one makes the links and leaves the list alone: a library has both here.
+        Some("update-ldcache" | "create-soname-symlinks") => {
             Outcome { folders: values(&words, "folder").into_iter().map(PathBuf::from).collect(), ..known }
         }
         Some("create-symlinks") => {
@@ -80,7 +81,7 @@ mod tests {
 
     #[test]
     fn every_known_hook_in_both_spellings() {
-        let cases: [(&[&str], Outcome); 8] = [
+        let cases: [(&[&str], Outcome); 9] = [
             (
                 &[
                     "update-ldcache",
@@ -107,6 +108,10 @@ mod tests {
                 },
             ),
             (&["create-symlinks"], Outcome::default()),
+            (
+                &["create-soname-symlinks", "--folder", "/usr/lib64"],
+                Outcome { folders: vec!["/usr/lib64".into()], ..Outcome::default() },
+            ),
             (&["enable-cuda-compat", "--host-driver-version=550.1"], Outcome::default()),
             (&["disable-device-node-modification"], Outcome::default()),
             (&["update-application-profile"], Outcome { wants_profile: true, ..Outcome::default() }),

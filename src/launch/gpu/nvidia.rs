@@ -6,10 +6,17 @@ use super::capability::Capabilities;
 use super::requirement::{Properties, cuda_of_driver, unmet};
 use super::{Draft, reason};
 use crate::host::gpu::Nvidia;
-use crate::launch::inject::{FoundLibrary, HostMount, Library, Link};
+use crate::launch::inject::{FoundLibrary, HostMount, LIBRARY_DIRECTORY, Library, Link};
 use crate::launch::plan::HostCommand;
 use crate::mount::plan::Access;
 use crate::policy::rules::gpu::CudaCompat;
+
+/// Other names of libraries that the driver's installer makes links for.
+const ALIASES: [(&str, &str); 3] = [
+    ("libcuda.so", "libcuda.so.1"),
+    ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1"),
+    ("libGLX_indirect.so.0", "libGLX_nvidia.so.0"),
+];
 
 impl Draft<'_> {
     /// `with_files`: whether nobody else says what of the driver is shown.
@@ -24,6 +31,7 @@ impl Draft<'_> {
         }
         if is_usable {
             let cuda = self.compat(&version);
+            self.aliases();
             let cuda =
                 cuda.or_else(|| cuda_of_driver(&version)).map(|(major, minor)| format!("{major}.{minor}"));
             let properties = Properties { cuda, driver: Some(version).filter(|version| !version.is_empty()) };
@@ -35,7 +43,6 @@ impl Draft<'_> {
                 ));
             }
         }
-        self.nodes(nvidia);
     }
 
     /// Whether libraries and kernel are of one version; says what is wrong.
@@ -90,23 +97,25 @@ impl Draft<'_> {
                 });
             }
         }
-        // Names that programs are linked or open libraries by, beside the SONAME.
-        let directory = Path::new(crate::launch::inject::LIBRARY_DIRECTORY);
-        for (name, target) in
-            [("libcuda.so", "libcuda.so.1"), ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1")]
-        {
-            if self.plan.injection.libraries.iter().any(|library| library.name == target) {
-                self.plan.injection.links.push(Link {
-                    path: directory.join(name),
-                    target: target.into(),
-                    reason: why.clone(),
-                });
-                self.plan.injection.found.push(FoundLibrary {
-                    name: name.into(),
-                    path: directory.join(name),
-                    reason: why.clone(),
-                });
-            }
+    }
+
+    /// Names that programs are linked or open libraries by, beside the SONAME: they lead where that leads.
+    fn aliases(&mut self) {
+        let injection = &mut self.plan.injection;
+        for (name, soname) in ALIASES {
+            let found = injection.found.iter().find(|found| found.name == soname);
+            let own = injection.libraries.iter().find(|library| library.name == soname);
+            let (path, reason) = match (found, own) {
+                (Some(found), _) => (found.path.clone(), found.reason.clone()),
+                (None, Some(library)) => {
+                    let (path, reason) = (Path::new(LIBRARY_DIRECTORY).join(name), library.reason.clone());
+                    let link = Link { path: path.clone(), target: soname.into(), reason: reason.clone() };
+                    injection.links.push(link);
+                    (path, reason)
+                }
+                (None, None) => continue,
+            };
+            injection.found.push(FoundLibrary { name: name.into(), path, reason });
         }
     }
 
@@ -132,14 +141,15 @@ impl Draft<'_> {
     }
 
     /// Device nodes that are missing. Only the driver's setuid helper can make them, and only outside.
-    fn nodes(&mut self, nvidia: &Nvidia) {
-        if nvidia.lacks_uvm {
+    pub(super) fn nodes(&mut self, nvidia: &Nvidia) {
+        if let Some(makes) = &nvidia.lacks_uvm {
             let may = self.policy.rules().gpu.modprobe.as_ref().is_none_or(|modprobe| modprobe.value);
             match &nvidia.modprobe {
                 Some(program) if may => {
                     self.plan.before = Some(HostCommand {
                         program: program.clone(),
                         arguments: ["-u", "-c=0"].map(str::to_owned).to_vec(),
+                        makes: makes.clone(),
                         reason: reason("/dev/nvidia-uvm is missing"),
                     });
                 }

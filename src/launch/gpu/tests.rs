@@ -11,6 +11,7 @@ fn library(soname: &str, glibc: Option<GlibcVersion>) -> SharedObject {
         file_name: soname.into(),
         soname: soname.into(),
         glibc,
+        needed: Vec::new(),
     }
 }
 
@@ -76,15 +77,132 @@ fn the_c_library_must_be_new_enough() {
     assert!(decide(&Request::default(), &with(Some((2, 17))), &node()).warnings.is_empty());
     let plan = decide(&Request::default(), &with(Some((2, 12))), &node());
     assert!(names(&plan).is_empty(), "{plan:?}");
-    assert!(
-        plan.warnings[0].contains("libcuda.so.1 of the host needs glibc 2.17 and the image has 2.12"),
-        "{plan:?}"
+    assert_eq!(plan.injection, crate::launch::inject::Injection::default(), "nor a link to what is left out");
+    assert_eq!(
+        plan.warnings,
+        ["libcuda.so.1 of the host needs glibc 2.17 and the image has 2.12; left out: libcuda.so.1"]
     );
     let musl =
         ImageFacts { loaders: Loaders { cache: None, musl: Some(MuslLoader::default()) }, ..image(&[]) };
     let plan = decide(&Request::default(), &musl, &node());
     assert!(plan.warnings.is_empty() && plan.notes[0].contains("musl"), "{plan:?}");
     assert!(decide(&asking(Mode::Nvidia), &musl, &node()).warnings[0].contains("musl"));
+}
+
+#[test]
+fn only_what_is_shown_is_judged_and_only_what_does_not_fit_is_left_out() {
+    let old = ImageFacts { libraries: ImageLibraries { glibc: Some((2, 17)), compat: None }, ..image(&[]) };
+    let mut host = node();
+    let libraries = &mut host.gpu.nvidia.as_mut().unwrap().libraries;
+    libraries.push(library("libnvidia-encode.so.1", Some((2, 38))));
+    libraries.push(library("libnvidia-ml.so.1", None));
+    // A job that gets no video does not hear of it.
+    let plan = decide(&asking(Mode::Nvidia), &old, &host);
+    assert_eq!((names(&plan).len(), plan.warnings.len()), (2, 0), "{plan:?}");
+    let libraries = &mut host.gpu.nvidia.as_mut().unwrap().libraries;
+    libraries.push(library("libnvidia-nscq.so.2", Some((2, 27))));
+    let needing = SharedObject {
+        needed: vec!["libnvidia-nscq.so.2".into()],
+        ..library("libnvidia-cfg.so.1", Some((2, 3)))
+    };
+    libraries.insert(
+        0,
+        SharedObject { needed: vec!["libnvidia-cfg.so.1".into()], ..library("libnvidia-new.so.1", None) },
+    );
+    libraries.push(needing);
+    let plan = decide(&asking(Mode::Nvidia), &old, &host);
+    assert_eq!(names(&plan), ["libcuda.so.1", "libnvidia-ml.so.1"]);
+    assert_eq!(
+        plan.warnings,
+        [
+            "libnvidia-nscq.so.2 of the host needs glibc 2.27 and the image has 2.17; left out: libnvidia-nscq.so.2, \
+          libnvidia-cfg.so.1, libnvidia-new.so.1"
+        ]
+    );
+    let plan = decide(&Request::default(), &old, &host);
+    assert_eq!(
+        (plan.warnings.len(), plan.notes.len()),
+        (0, 1),
+        "who does not use a GPU is not told: {plan:?}"
+    );
+}
+
+#[test]
+fn libraries_of_a_specification_are_judged_likewise() {
+    let driver =
+        SharedObject { file_name: "libcuda.so.550".into(), ..library("libcuda.so.1", Some((2, 34))) };
+    let mount = crate::host::cdi::Mount {
+        host_path: "/usr/lib64/libcuda.so.550".to_owned(),
+        container_path: "/usr/lib64/libcuda.so.550".to_owned(),
+        options: Vec::new(),
+        kind: None,
+    };
+    let hook = |args: &[&str]| crate::host::cdi::Hook {
+        hook_name: "createContainer".to_owned(),
+        path: "/usr/bin/nvidia-cdi-hook".to_owned(),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: Vec::new(),
+        timeout: None,
+    };
+    let mut cdi = crate::host::gpu::Cdi::default();
+    cdi.edits.hooks = vec![
+        hook(&["x", "update-ldcache", "--folder", "/usr/lib64"]),
+        hook(&["x", "create-symlinks", "--link", "libcuda.so.1::/usr/lib64/libcuda.so"]),
+    ];
+    let fact = crate::host::PathFact { kind: crate::host::Kind::File, resolved: driver.path.clone() };
+    cdi.mounts = vec![(mount, fact, Some(driver))];
+    let mut host = node();
+    host.gpu.cdi = Some(Ok(cdi));
+    let with =
+        |glibc| ImageFacts { libraries: ImageLibraries { glibc: Some(glibc), compat: None }, ..image(&[]) };
+    let plan = decide(&Request::default(), &with((2, 36)), &host);
+    assert_eq!((plan.injection.mounts.len(), plan.injection.links.len()), (1, 2), "{plan:?}");
+    let found: Vec<_> = plan.injection.found.iter().map(|found| found.path.clone()).collect();
+    assert_eq!(found, ["/usr/lib64/libcuda.so.1", "/usr/lib64/libcuda.so.1"].map(PathBuf::from));
+    let plan = decide(&Request::default(), &with((2, 17)), &host);
+    assert_eq!(plan.injection, crate::launch::inject::Injection::default());
+    assert_eq!(plan.warnings.len(), 1);
+}
+
+#[test]
+fn a_tree_of_the_site_without_fuse_is_told_as_the_site_wants_it() {
+    use crate::host::{Backing, Feature, TreeFact, TreeShape};
+    let mut host = node();
+    host.features.fuse = Feature::Absent("there is no /dev/fuse".to_owned());
+    let image = ImageFacts { path: "/images/app.sqsh".into(), ..image(&[]) };
+    let plan = decide(&Request::default(), &image, &host);
+    assert!(!plan.injection.is_empty(), "without such a tree the launch fails for its own reason: {plan:?}");
+    let tree = TreeFact {
+        resolved: "/run/app".into(),
+        device: 7,
+        device_above: 1,
+        untrusted: None,
+        is_squashfs: true,
+        is_read_only: true,
+        is_nosuid: true,
+        is_nodev: true,
+        shape: TreeShape { block_size: 0, blocks: 0, inodes: 0, root: 0 },
+        backing: Some(Backing { file: image.path.clone(), offset: 0, hash: None }),
+    };
+    let image = ImageFacts {
+        squashfs: crate::launch::plan::SquashfsFacts {
+            block_size: 131_072,
+            bytes_used: 131_072,
+            ..image.squashfs
+        },
+        ..image
+    };
+    let shape = TreeShape { block_size: 131_072, blocks: 1, ..tree.shape };
+    host.trees.insert("/run/app".into(), TreeFact { shape, ..tree });
+    let trees = "[premounted]\ntrees = [{ image = \"/images/app.sqsh\", directory = \"/run/app\" }]\n";
+    let decide = |require: &str| {
+        let text = format!("{trees}[gpu]\nrequire = {require:?}\n");
+        super::plan(&Request::default(), &image, &Policy::parse(Path::new("/p"), &text).unwrap(), &host)
+    };
+    let plan = decide("warn").unwrap();
+    assert!(plan.injection.is_empty(), "{plan:?}");
+    assert_eq!(plan.warnings, ["the host's GPU libraries are left out: there is no /dev/fuse"]);
+    assert!(matches!(decide("fail"), Err(PlanError::Gpu { why }) if why.contains("/dev/fuse")));
 }
 
 #[test]
@@ -100,7 +218,15 @@ fn compatibility_libraries_come_first() {
     };
     let plan = decide(&Request::default(), &new, &node());
     assert!(names(&plan).is_empty() && plan.warnings.is_empty(), "{plan:?}");
-    assert_eq!(plan.injection.found[0].path, PathBuf::from("/usr/local/cuda/compat/libcuda.so.570.1"));
+    let found: Vec<(String, PathBuf)> = plan
+        .injection
+        .found
+        .iter()
+        .map(|found| (found.name.display().to_string(), found.path.clone()))
+        .collect();
+    let place = PathBuf::from("/usr/local/cuda/compat/libcuda.so.570.1");
+    assert_eq!(found, [("libcuda.so.1".to_owned(), place.clone()), ("libcuda.so".to_owned(), place)]);
+    assert!(plan.injection.links.is_empty(), "{plan:?}");
     let mut request = Request::default();
     request.gpu.cuda_compat = Some(CudaCompat::Never);
     let plan = decide(&request, &new, &node());
@@ -112,7 +238,7 @@ fn compatibility_libraries_come_first() {
 fn a_missing_node_is_asked_for_outside() {
     let mut host = node();
     let nvidia = host.gpu.nvidia.as_mut().unwrap();
-    nvidia.lacks_uvm = true;
+    nvidia.lacks_uvm = Some("/dev/nvidia-uvm".into());
     nvidia.modprobe = Some("/usr/bin/nvidia-modprobe".into());
     let plan = decide(&Request::default(), &image(&[]), &host);
     assert_eq!(plan.before.unwrap().arguments, ["-u", "-c=0"]);

@@ -9,9 +9,6 @@ pub(super) fn read_gpu(mut section: Section<'_, '_>) -> Gpu {
     let gpu = Gpu {
         mode: read_mode(&mut section),
         cdi_dirs: read_plain_list(&mut section, "cdi_dirs"),
-        exec_hooks: read_plain_list(&mut section, "exec_hooks")
-            .map(|listed| listed.rules)
-            .unwrap_or_default(),
         require: section.choice("require", &GPU_REQUIRE_WORDS),
         cuda_compat: section.choice("cuda_compat", &CUDA_COMPAT_WORDS),
         modprobe: section.boolean("modprobe"),

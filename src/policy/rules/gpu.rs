@@ -12,8 +12,6 @@ pub struct Gpu {
     pub mode: Option<Located<GpuMode>>,
     /// Directories of CDI specifications, the later the stronger; none means [`CDI_DIRECTORIES`].
     pub cdi_dirs: Option<Listed<Located<PathBuf>>>,
-    /// Programs of the host that a CDI specification's hooks may run.
-    pub exec_hooks: Vec<Located<PathBuf>>,
     /// What becomes of a launch whose devices cannot be given whole; none means a warning.
     pub require: Option<Located<GpuRequire>>,
     /// Whether the image's CUDA compatibility libraries are used; none means where the host's driver is too old.
@@ -74,7 +72,7 @@ fn is_cdi_device(name: &str) -> bool {
     let Some((kind, device)) = name.split_once('=') else {
         return false;
     };
-    kind.split_once('/').is_some_and(|(vendor, class)| plain(vendor, "_-.") && plain(class, "_-"))
+    kind.split_once('/').is_some_and(|(vendor, class)| plain(vendor, "_-.") && plain(class, "_-."))
         && plain(device, "_-.:")
 }
 
@@ -122,6 +120,7 @@ mod tests {
             ("nvidia", Some(GpuMode::Nvidia)),
             ("cdi:nvidia.com/gpu=all", Some(GpuMode::Cdi("nvidia.com/gpu=all".to_owned()))),
             ("cdi:vendor.example/class=0:1", Some(GpuMode::Cdi("vendor.example/class=0:1".to_owned()))),
+            ("cdi:v.example/a.b=0", Some(GpuMode::Cdi("v.example/a.b=0".to_owned()))),
             ("cdi:", None),
             ("cdi:gpu", None),
             ("cdi:nvidia.com/gpu", None),
