@@ -124,7 +124,7 @@ fn name(args: &Export, image: &ImageFile) -> Result<String, Failure> {
         Some(name) => Err(Failure::plain(format!("{name:?} is no name of an image"))),
         None => {
             let provenance = image.provenance()?;
-            let pulled = provenance.as_ref().and_then(|found| found.origin.strip_prefix("docker://"));
+            let pulled = provenance.and_then(|found| found.origin.strip_prefix("docker://"));
             // A digest would be that of another manifest.
             let tagged = pulled.and_then(|text| Reference::parse(text.split('@').next()?).ok());
             Ok(tagged.map_or_else(|| "latest".to_owned(), |reference| reference.to_string()))

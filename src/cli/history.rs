@@ -84,8 +84,8 @@ fn of_image(args: &History, policy: &Policy) -> Result<String, Failure> {
     let image = ImageFile::open(&path)?;
     let config: Value = serde_json::from_slice(&image.config.raw).unwrap_or_default();
     let steps = config.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
-    let sizes = image.provenance()?.map(|provenance| provenance.layers).unwrap_or_default();
-    let mut sizes = sizes.into_iter().map(|layer| layer.size);
+    let sizes = image.provenance()?.map(|provenance| provenance.layers.as_slice()).unwrap_or_default();
+    let mut sizes = sizes.iter().map(|layer| layer.size);
     let mut described = Vec::new();
     for step in steps {
         let is_empty = step.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);

@@ -4,13 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::cli::report::{Failure, chain};
 use crate::hint::Hint;
 use crate::image::chunks::Header;
 use crate::image::config::{ConfigError, ImageConfig};
-use crate::image::facts::{Facts, FactsError};
+use crate::image::facts::Facts;
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
@@ -31,8 +31,8 @@ pub(crate) struct ImageFile {
     pub(crate) config: ImageConfig,
     /// Length of the file, bytes.
     pub(crate) length: u64,
-    /// Device, inode and modification time in nanoseconds.
-    pub(crate) identity: (u64, u64, i128),
+    /// Which file it is, and whose.
+    pub(crate) identity: Identity,
     /// Set when the squashfs lies in a SIF.
     pub(crate) sif: Option<Signed>,
     /// Whose files gave the config, where there is no trailer: `Apptainer`.
@@ -40,6 +40,18 @@ pub(crate) struct ImageFile {
     /// What of a foreign image is not taken over.
     pub(crate) warnings: Vec<String>,
     trailer: Option<Contents>,
+    provenance: OnceLock<Option<Provenance>>,
+}
+
+/// What the kernel said of the file when it was opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    /// Modification time, nanoseconds since 1970.
+    pub(crate) modified_ns: i128,
+    /// Numeric owner.
+    pub(crate) owner: u32,
 }
 
 /// Whether a SIF bears a signature.
@@ -50,6 +62,11 @@ pub(crate) enum Signed {
     /// One at least, which nobody has checked.
     NotChecked,
 }
+
+/// Why nothing is known of an image's content although its trailer has a section for that.
+#[derive(Debug, thiserror::Error)]
+#[error("what the image file tells of its content is left unused: {0}")]
+pub(crate) struct UnusableFacts(String);
 
 /// Why a file is no image file.
 #[derive(Debug, thiserror::Error)]
@@ -93,14 +110,6 @@ pub(crate) enum ImageFileError {
         path: PathBuf,
         /// The cause.
         source: TrailerError,
-    },
-    /// The facts in its trailer are no good.
-    #[error("cannot use image {}", path.display())]
-    Facts {
-        /// As given.
-        path: PathBuf,
-        /// The cause.
-        source: FactsError,
     },
     /// The image config in its trailer is no good.
     #[error("cannot use the image config in {}", path.display())]
@@ -158,7 +167,12 @@ impl ImageFile {
         let length = metadata.len();
         let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
         let modified = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        let identity = (metadata.dev(), metadata.ino(), modified);
+        let identity = Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified_ns: modified,
+            owner: metadata.uid(),
+        };
         let mut start = [0; sif::HEADER_BYTES];
         if read_at(0, &mut start).is_ok() && sif::is_sif(&start) {
             return ImageFile::open_sif(path, file, length, identity);
@@ -188,7 +202,7 @@ impl ImageFile {
         path: PathBuf,
         file: File,
         length: u64,
-        identity: (u64, u64, i128),
+        identity: Identity,
     ) -> Result<ImageFile, ImageFileError> {
         let of_sif = |source| ImageFileError::Sif { path: path.clone(), source };
         let sif = Sif::read(length, &|offset, bytes| file.read_exact_at(bytes, offset)).map_err(of_sif)?;
@@ -204,7 +218,7 @@ impl ImageFile {
         Ok(image)
     }
 
-    fn bare(path: PathBuf, filesystem: Filesystem, length: u64, identity: (u64, u64, i128)) -> ImageFile {
+    fn bare(path: PathBuf, filesystem: Filesystem, length: u64, identity: Identity) -> ImageFile {
         ImageFile {
             path,
             filesystem,
@@ -215,6 +229,7 @@ impl ImageFile {
             maker: None,
             warnings: Vec::new(),
             trailer: None,
+            provenance: OnceLock::new(),
         }
     }
 
@@ -243,9 +258,14 @@ impl ImageFile {
         ImageFileError::Squashfs { path: self.path.clone(), source }
     }
 
-    /// Where the image came from; none without a trailer.
-    pub(crate) fn provenance(&self) -> Result<Option<Provenance>, ImageFileError> {
-        self.section(|contents, read_at| contents.provenance(read_at))
+    /// Where the image came from, read once; none without a trailer.
+    pub(crate) fn provenance(&self) -> Result<Option<&Provenance>, ImageFileError> {
+        if self.provenance.get().is_none() {
+            let found = self.section(|contents, read_at| contents.provenance(read_at))?;
+            // Nobody else can have set it to something else.
+            let _ = self.provenance.set(found);
+        }
+        Ok(self.provenance.get().and_then(Option::as_ref))
     }
 
     /// The manifest, verbatim; none without a trailer.
@@ -279,12 +299,14 @@ impl ImageFile {
         })
     }
 
-    /// What was found out about its content when it was converted; none if nothing was.
-    pub(crate) fn facts(&self) -> Result<Option<Facts>, ImageFileError> {
-        let section =
-            self.section(|contents, read_at| contents.section(SectionKind::Facts, read_at))?.flatten();
-        let facts = section.map(|section| Facts::parse(&section)).transpose();
-        facts.map(Option::flatten).map_err(|source| ImageFileError::Facts { path: self.path.clone(), source })
+    /// What was found out about its content when it was converted; none if nothing was. Facts that cannot be used are
+    /// none: an error is a thing to warn of, for an image runs without.
+    pub(crate) fn facts(&self) -> Result<Option<Facts>, UnusableFacts> {
+        let section = self.section(|contents, read_at| contents.section(SectionKind::Facts, read_at));
+        match section.map_err(|error| UnusableFacts(chain(&error)))?.flatten() {
+            Some(section) => Facts::parse(&section).map_err(|error| UnusableFacts(chain(&error))),
+            None => Ok(None),
+        }
     }
 
     /// What is behind the squashfs; none without a trailer.

@@ -1,13 +1,12 @@
 //! What the site's policy judges of an opened image file.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 
 use crate::cli::image_file::{ImageFile, Signed};
-use crate::cli::report::{Failure, chain};
+use crate::cli::report::Failure;
 use crate::elf::library_cache;
 use crate::image::digest::Digest;
-use crate::image::trailer::SectionKind;
+use crate::image::trailer::{Provenance, SectionKind};
 use crate::launch::modules::library_candidates;
 use crate::policy::Policy;
 use crate::policy::decide::ImageTraits;
@@ -19,10 +18,7 @@ const LIBRARY_CACHE_LIMIT: u64 = 4 << 20;
 
 /// Looks no further than `policy` asks.
 pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Failure> {
-    let metadata = image.filesystem.file().metadata().map_err(|error| {
-        Failure::plain(format!("cannot tell whose {} is: {}", image.path.display(), chain(&error)))
-    })?;
-    let uid = metadata.uid();
+    let uid = image.identity.owner;
     let owner = match policy.asks_for_owner_names() {
         true => caller::user_entry(uid).ok().flatten().map(|entry| entry.name),
         false => None,
@@ -34,16 +30,11 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
     };
     let signatures = image.contents().and_then(|contents| contents.section_length(SectionKind::Signatures));
     let provenance = image.provenance()?;
-    let reference = provenance.as_ref().and_then(|provenance| provenance.origin.strip_prefix("docker://"));
-    let mut digests = Vec::new();
-    if let Some(provenance) = &provenance {
-        digests.push(provenance.manifest_digest.clone());
-        digests.extend(config_digest(image, policy));
-        for layer in &provenance.layers {
-            digests.extend(layer.digest.clone());
-            digests.push(layer.diff_id.clone());
-        }
-    }
+    let reference = provenance.and_then(|provenance| provenance.origin.strip_prefix("docker://"));
+    let digests = match policy.rules().images.deny_digests.is_empty() {
+        true => Vec::new(),
+        false => provenance.map(|provenance| digests(image, provenance)).unwrap_or_default(),
+    };
     Ok(ImageTraits {
         uid,
         owner,
@@ -55,14 +46,17 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
     })
 }
 
-/// The digest of the image's config, if anybody cares.
-fn config_digest(image: &ImageFile, policy: &Policy) -> Option<String> {
-    if policy.rules().images.deny_digests.is_empty() {
-        return None;
-    }
+/// The digests of the image's manifest, of its config and of its layers.
+fn digests(image: &ImageFile, provenance: &Provenance) -> Vec<String> {
+    let mut digests = vec![provenance.manifest_digest.clone()];
     let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
-    let config = image.contents()?.required(SectionKind::Config, &read_at).ok()?;
-    Some(Digest::of(&config).as_str().to_owned())
+    let config = image.contents().and_then(|contents| contents.required(SectionKind::Config, &read_at).ok());
+    digests.extend(config.map(|config| Digest::of(&config).as_str().to_owned()));
+    for layer in &provenance.layers {
+        digests.extend(layer.digest.clone());
+        digests.push(layer.diff_id.clone());
+    }
+    digests
 }
 
 /// Those of the policy's sonames that the image has: by its cache of libraries, else in the usual directories.

@@ -21,12 +21,12 @@ pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
     if args.host {
         return output::data(inspect_host::report(&image)?.as_bytes());
     }
-    let facts = mpi::facts(&image, true)?.unwrap_or_default();
+    let facts = mpi::all_facts(&image)?;
     let provenance = image.provenance()?;
     let root = root(&image)?;
     let text = match args.json {
-        true => as_json(&image, provenance.as_ref(), root, &facts)?,
-        false => as_text(&image, provenance.as_ref(), root, &facts),
+        true => as_json(&image, provenance, root, &facts)?,
+        false => as_text(&image, provenance, root, &facts),
     };
     output::data(text.as_bytes())
 }
@@ -124,7 +124,7 @@ fn libc(facts: &Facts) -> String {
     match &facts.libc {
         Some(Libc::Glibc { version }) => format!("glibc {version}{level}"),
         Some(Libc::Musl) => "musl".to_owned(),
-        None => String::new(),
+        Some(Libc::Other) | None => String::new(),
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn report(image: &ImageFile) -> Result<String, Failure> {
     let environment = std::env::vars_os().collect();
     let host = probe::probe_for_launch(environment).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
-    let facts = mpi::facts(image, true)?.unwrap_or_default();
+    let facts = mpi::all_facts(image)?;
     let known = image_facts(image, &host, &policy)?;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
-use crate::cli::image_file::{self, ImageFile};
+use crate::cli::image_file::{self, Identity, ImageFile};
 use crate::cli::image_traits;
 use crate::cli::image_word;
 use crate::cli::launch_args::LaunchOptions;
@@ -29,6 +29,7 @@ use crate::launch::enact::{self, Event};
 use crate::launch::gpu::ImageLibraries;
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::inject::{Injection, Loaders};
+use crate::launch::modules;
 use crate::launch::plan::{FileId, HostCommand, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
 use crate::launch::record::Role;
 use crate::launch::request::{Request, Verb};
@@ -189,18 +190,19 @@ fn planned(
     policy: &Policy,
     log: Option<&mut LaunchLog>,
 ) -> Result<(LaunchPlan, Vec<Filesystem>, Grafts), Failure> {
-    let fits =
-        |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
-    probe::add_globs(&mut host, launch::modules::globs_to_probe(request, policy), &fits);
-    let wish = launch::gpu::wish(request, policy).map_err(|refusal| plan_failure(&refusal.into()))?;
-    host.gpu = probe::gpu(&wish);
-    let paths = launch::paths_to_probe(request, policy, &host);
-    probe::add_paths(&mut host, paths);
     let image = ImageFile::open_verified(image, reading.verify)?;
     let mut facts = facts(&image, &host, policy)?;
+    let modules = modules::chosen(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
+    let fits =
+        |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
+    probe::add_globs(&mut host, modules::globs_to_probe(request, &modules), &fits);
+    let wish = launch::gpu::wish(request, policy).map_err(|refusal| plan_failure(&refusal.into()))?;
+    host.gpu = probe::gpu(&wish);
+    let paths = launch::paths_to_probe(request, &modules, policy, &host);
+    probe::add_paths(&mut host, paths);
     if launch::plan::needs_loaders(&host) {
         facts.loaders = loaders::of_image(&image)?;
-        facts.libraries = loaders::libraries(&image, facts.loaders.cache.as_deref())?;
+        facts.libraries = loaders::libraries(&image)?;
     }
     probe::add_trees(&mut host, launch::trees_to_probe(&facts, policy));
     for backing in host.trees.values_mut().filter_map(|tree| tree.backing.as_mut()) {
@@ -210,7 +212,7 @@ fn planned(
         log.found(&facts);
     }
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
-    let considered = mpi::consider(request, policy, &host, &image, &facts, &plan)?;
+    let considered = mpi::consider(request, policy, &host, &image, &facts, &modules, &plan)?;
     if !considered.injection.is_empty() {
         facts.modules = considered.injection;
         facts.loaders = loaders::of_image(&image)?;
@@ -305,7 +307,6 @@ fn run_first(command: &HostCommand) {
 /// What the plan needs to know of the image.
 pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<ImageFacts, Failure> {
     let filesystem = &image.filesystem;
-    let (device, inode, modified_ns) = image.identity;
     let mut shell = None;
     for candidate in shell_candidates(host) {
         if is_program(image, &candidate)? {
@@ -313,9 +314,8 @@ pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<I
             break;
         }
     }
+    let Identity { device, inode, modified_ns, .. } = image.identity;
     let provenance = image.provenance()?;
-    let (origin, digest) =
-        provenance.map(|provenance| (provenance.origin, provenance.manifest_digest)).unzip();
     let superblock = filesystem.superblock();
     let root = filesystem.inode(filesystem.root()).map_err(|error| Failure::new(&error))?;
     let squashfs = SquashfsFacts {
@@ -332,8 +332,8 @@ pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<I
         path: std::fs::canonicalize(&image.path).unwrap_or_else(|_| image.path.clone()),
         size_bytes: image.length,
         file: FileId { device, inode, modified_ns },
-        origin,
-        digest,
+        origin: provenance.map(|provenance| provenance.origin.clone()),
+        digest: provenance.map(|provenance| provenance.manifest_digest.clone()),
         compression: Codec::from_id(filesystem.superblock().codec_id).map_or("", Codec::name).to_owned(),
         config: image.config.clone(),
         passwd: small_file(image, "/etc/passwd")?,

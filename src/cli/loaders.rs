@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use crate::cli::image_file::{ImageFile, ImageFileError};
-use crate::elf::dynamic::{self, Dynamic};
-use crate::elf::library_cache;
+use crate::convert::facts;
+use crate::elf::section::section;
+use crate::elf::{Object, version};
 use crate::launch::gpu::ImageLibraries;
 use crate::launch::gpu::compat::{self, Compat};
 use crate::launch::inject::{LIBRARY_CACHE, Loaders, MuslLoader};
@@ -21,10 +22,6 @@ const PATH_FILE_MAX: u64 = 64 << 10;
 
 /// Most files of a directory of compatibility libraries that are looked at.
 const COMPAT_MAX: usize = 64;
-
-/// Where the C library is in an image without a cache.
-const C_LIBRARY_DIRECTORIES: [&str; 5] =
-    ["/lib64", "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib64", "/lib"];
 
 /// What the loaders of `image` go by.
 pub(crate) fn of_image(image: &ImageFile) -> Result<Loaders, ImageFileError> {
@@ -42,17 +39,10 @@ fn musl(image: &ImageFile) -> Result<Option<MuslLoader>, ImageFileError> {
     Ok(Some(MuslLoader { path_file: PathBuf::from(path_file), content }))
 }
 
-/// The image's C library and its CUDA libraries for older drivers. `cache` is its [`LIBRARY_CACHE`].
-pub(crate) fn libraries(image: &ImageFile, cache: Option<&[u8]>) -> Result<ImageLibraries, ImageFileError> {
-    let known = cache.and_then(|cache| library_cache::path_of(cache, b"libc.so.6")).map(<[u8]>::to_vec);
-    let others = C_LIBRARY_DIRECTORIES.iter().map(|directory| format!("{directory}/libc.so.6").into_bytes());
-    let mut glibc = None;
-    for path in known.into_iter().chain(others) {
-        if let Some(file) = regular_file(image, &path)? {
-            glibc = Dynamic::read(&reader(image, &file)).and_then(|dynamic| dynamic.defined_glibc());
-            break;
-        }
-    }
+/// The image's C library and its CUDA libraries for older drivers.
+pub(crate) fn libraries(image: &ImageFile) -> Result<ImageLibraries, ImageFileError> {
+    let c_library = facts::c_library(&image.filesystem).object;
+    let glibc = c_library.and_then(|object| version::glibc(object.defines.iter().map(Vec::as_slice)));
     Ok(ImageLibraries { glibc, compat: cuda_compat(image)? })
 }
 
@@ -92,9 +82,9 @@ fn cuda_compat(image: &ImageFile) -> Result<Option<Compat>, ImageFileError> {
         if let Some(version) = name.to_str().and_then(compat::version_of) {
             count = count.saturating_add(1);
             compat.version = version.to_owned();
-            compat.note = dynamic::section(&read, compat::NOTE_SECTION);
+            compat.note = section(&read, compat::NOTE_SECTION);
         }
-        let soname = Dynamic::read(&read).and_then(|dynamic| dynamic.soname);
+        let soname = Object::read_names(&read).and_then(|object| object.soname);
         if let Some(soname) = soname.map(|soname| OsStr::from_bytes(&soname).to_owned())
             && compat.libraries.iter().all(|(known, _)| *known != soname)
         {

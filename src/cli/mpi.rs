@@ -7,14 +7,12 @@ mod offered;
 use std::fmt;
 
 use crate::cli::image_file::ImageFile;
-use crate::cli::launch::plan_failure;
 use crate::cli::report::Failure;
 use crate::convert::facts as gathering;
 use crate::elf::closure::{Closure, Loaded, Search, closure, is_glibc};
 use crate::host::Host;
 use crate::image::facts::Facts;
-use crate::launch::inject::{FoundLibrary, HostMount, Injection, Library, Variable};
-use crate::launch::modules;
+use crate::launch::inject::{FoundLibrary, HostMount, Injection, LIBRARY_CACHE, Library, Variable};
 use crate::launch::mpi::choice;
 use crate::launch::mpi::replace::{self, ImageObject, ImageSide, Offered, Replacement};
 use crate::launch::mpi::{Offer, Usage, only_mpi, usage, verdict};
@@ -46,6 +44,7 @@ pub(crate) fn consider(
     host: &Host,
     image: &ImageFile,
     known: &ImageFacts,
+    modules: &[ChosenModule<'_>],
     plan: &LaunchPlan,
 ) -> Result<Considered, Failure> {
     let check = choice::check(request, policy);
@@ -56,19 +55,25 @@ pub(crate) fn consider(
             MpiCheck::Check => is_first_rank,
             MpiCheck::Strict => true,
         });
-    let modules = modules::chosen(request, known, policy, host).map_err(|error| plan_failure(&error))?;
-    let wants_modules = modules.iter().any(|chosen| !chosen.module.libraries.is_empty());
-    let may_lack_processor = host.isa_level.is_some_and(|level| level < 4);
+    let with_libraries = || modules.iter().filter(|chosen| !chosen.module.libraries.is_empty());
+    let wants_modules = with_libraries().next().is_some();
+    // One rank of a node says it for all.
+    let may_lack_processor = is_first_rank && host.isa_level.is_some_and(|level| level < 4);
     let mut considered = Considered::default();
     if offer.is_none() && !wants_modules && !may_lack_processor {
         return Ok(considered);
     }
-    let Some(facts) = facts(image, wants_modules)? else { return Ok(considered) };
+    let extent = match wants_modules {
+        true if with_libraries().any(|chosen| chosen.is_requested) => Extent::Everywhere,
+        true => Extent::WhereLoadersLook,
+        false => Extent::Nowhere,
+    };
+    let Some(facts) = facts(image, extent, &mut considered.warnings)? else { return Ok(considered) };
     check_processor(host, &facts)?;
     let root = NewRoot { plan, image };
     let program = if offer.is_some() || wants_modules { Program::find(&root) } else { Program::default() };
     let mut has_host_mpi = false;
-    for chosen in modules.iter().filter(|chosen| !chosen.module.libraries.is_empty()) {
+    for chosen in with_libraries() {
         let offer = match offered(chosen.module, policy, host, known) {
             Ok(offer) => offer,
             Err(why) if chosen.is_requested => return Err(Failure::plain(why)),
@@ -88,16 +93,41 @@ pub(crate) fn consider(
     Ok(considered)
 }
 
-/// The facts of an image, out of its trailer. An image without one is walked over only where that is `worth` its cost.
-pub(crate) fn facts(image: &ImageFile, worth: bool) -> Result<Option<Facts>, Failure> {
-    match image.facts()? {
-        Some(facts) => Ok(Some(facts)),
-        None if worth => {
-            let gathered = gathering::of_filesystem(&image.filesystem);
-            gathered.map(Some).map_err(|error| Failure::new(&error))
+/// How far one looks for the facts of an image that has none in its trailer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// They are not worth it.
+    Nowhere,
+    /// What a module that no user asked for may cost each rank. Its match looks no further, either.
+    WhereLoadersLook,
+    /// A walk over the whole image.
+    Everywhere,
+}
+
+/// The facts of an image, whatever it costs.
+pub(crate) fn all_facts(image: &ImageFile) -> Result<Facts, Failure> {
+    let mut warnings = Vec::new();
+    let facts = facts(image, Extent::Everywhere, &mut warnings)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(facts.unwrap_or_default())
+}
+
+/// The facts of an image, out of its trailer or else looked for as far as `extent` says.
+fn facts(image: &ImageFile, extent: Extent, warnings: &mut Vec<String>) -> Result<Option<Facts>, Failure> {
+    let kept = image.facts().unwrap_or_else(|error| {
+        warnings.push(error.to_string());
+        None
+    });
+    let gathered = match (kept, extent) {
+        (Some(facts), _) => return Ok(Some(facts)),
+        (None, Extent::Nowhere) => return Ok(None),
+        (None, Extent::WhereLoadersLook) => {
+            let cache = image.small_file(LIBRARY_CACHE.as_bytes(), look::CACHE_MAX)?.unwrap_or_default();
+            gathering::of_loaders(&image.filesystem, &cache)
         }
-        None => Ok(None),
-    }
+        (None, Extent::Everywhere) => gathering::of_filesystem(&image.filesystem),
+    };
+    gathered.map(Some).map_err(|error| Failure::new(&error))
 }
 
 /// Whether this node's processor runs the image's C library; its loader would say so, too, in fewer words.

@@ -4,20 +4,17 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use crate::elf::closure::DEFAULT_DIRECTORIES;
+use crate::elf::library_cache::{self, LibraryCache};
 use crate::elf::{Object, Symbols, version};
 use crate::image::facts::{Facts, Family, Libc, Library, MAX_LIBRARIES, Role};
 use crate::squashfs::reader::{FileLayout, Filesystem, InodeKind, ReadError};
 use crate::squashfs::writer::{InodeIndex, InodeKind as Kind, Tree};
 
-/// Where glibc is, by distribution and machine.
-const GLIBC: [&str; 6] = [
-    "/lib/x86_64-linux-gnu/libc.so.6",
-    "/lib/aarch64-linux-gnu/libc.so.6",
-    "/lib64/libc.so.6",
-    "/usr/lib64/libc.so.6",
-    "/usr/lib/libc.so.6",
-    "/lib/libc.so.6",
-];
+/// The list of libraries of glibc's loader.
+const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
+/// The largest such list that is read, bytes.
+const CACHE_MAX: u64 = 8 << 20;
 
 /// Where musl is, whose loader and C library are one file.
 const MUSL: [&str; 2] = ["/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"];
@@ -39,6 +36,31 @@ pub fn of_filesystem(filesystem: &Filesystem) -> Result<Facts, ReadError> {
         }
         if paths.len() < MAX_LIBRARIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
+    Ok(facts(filesystem, paths))
+}
+
+/// Gathers those of any squashfs that loaders find without being told where: in the directories that they know and in
+/// those of `cache`, the image's list of libraries. Costs a few listings, however large the image is.
+pub fn of_loaders(filesystem: &Filesystem, cache: &[u8]) -> Result<Facts, ReadError> {
+    let listed = LibraryCache::parse(cache).map(|cache| cache.entries).unwrap_or_default();
+    let listed = listed.into_iter().filter(|entry| Role::of_path(&entry.path).is_some());
+    let parent = |path: Vec<u8>| Some(path.get(..path.iter().rposition(|byte| *byte == b'/')?)?.to_vec());
+    let known = DEFAULT_DIRECTORIES.iter().map(|directory| directory.as_bytes().to_vec());
+    let directories: BTreeSet<Vec<u8>> = known.chain(listed.filter_map(|entry| parent(entry.path))).collect();
+    let mut paths = BTreeSet::new();
+    for directory in directories {
+        let Ok(Some((real, inode))) = filesystem.real_path(&directory) else { continue };
+        let InodeKind::Directory(directory) = inode.kind else { continue };
+        filesystem.read_directory(&directory, 0, &mut |entry| {
+            let path = [&real, &b"/"[..], entry.name].concat();
+            if Role::of_path(&path).is_some()
+                && filesystem.entry_inode(&entry).is_ok_and(|inode| matches!(inode.kind, InodeKind::File(_)))
+            {
+                paths.insert(path);
+            }
+            if paths.len() < MAX_LIBRARIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
     Ok(facts(filesystem, paths))
 }
 
@@ -88,15 +110,35 @@ fn paths_in(tree: &Tree) -> BTreeSet<Vec<u8>> {
 
 fn facts(filesystem: &Filesystem, paths: BTreeSet<Vec<u8>>) -> Facts {
     let libraries = paths.iter().filter_map(|path| library(filesystem, path)).collect();
-    let glibc = GLIBC.iter().find_map(|path| object_at(filesystem, path.as_bytes()));
-    let is_musl = MUSL.iter().any(|path| file_at(filesystem, path.as_bytes()).is_some());
-    let version = glibc.as_ref().and_then(|glibc| glibc.highest_defined("GLIBC_"));
-    let libc = match version {
-        Some(version) => Some(Libc::Glibc { version }),
-        None if is_musl => Some(Libc::Musl),
-        None => None,
+    let CLibrary { libc, object } = c_library(filesystem);
+    Facts::new(libc, object.and_then(|object| object.isa_level), libraries)
+}
+
+/// The C library of an image.
+#[derive(Debug, Default)]
+pub struct CLibrary {
+    /// What it is; none if there is none that is known.
+    pub libc: Option<Libc>,
+    /// Its file.
+    pub object: Option<Object>,
+}
+
+/// The C library of an image: where every loader looks, else where glibc's list has it.
+pub fn c_library(filesystem: &Filesystem) -> CLibrary {
+    let known = DEFAULT_DIRECTORIES.iter().map(|directory| format!("{directory}/libc.so.6").into_bytes());
+    let listed = || {
+        let cache = filesystem.small_file(LIBRARY_CACHE.as_bytes(), CACHE_MAX).ok()??;
+        library_cache::path_of(&cache, b"libc.so.6").map(<[u8]>::to_vec)
     };
-    Facts::new(libc, glibc.and_then(|glibc| glibc.isa_level), libraries)
+    let glibc = known.chain(std::iter::once_with(listed).flatten()).find_map(|path| {
+        let object = object_at(filesystem, &path)?;
+        Some((object.highest_defined("GLIBC_")?, object))
+    });
+    if let Some((version, object)) = glibc {
+        return CLibrary { libc: Some(Libc::Glibc { version }), object: Some(object) };
+    }
+    let musl = MUSL.iter().find_map(|path| object_at(filesystem, path.as_bytes()));
+    CLibrary { libc: musl.is_some().then_some(Libc::Musl), object: musl }
 }
 
 /// The facts of one file. A path that is no UTF-8 could not be told of, and no distribution has one.

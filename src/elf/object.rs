@@ -11,6 +11,8 @@ use super::{DYNAMIC_MAX, Header, NAME_MAX, NEEDED_MAX, ReadAt, Segment};
 pub const HEAD_BYTES: usize = 4096;
 /// Bytes of a table of versions, and of a segment of notes, that are looked at.
 const TABLE_MAX: usize = 256 << 10;
+/// A string table of up to so many bytes is read in one piece.
+const STRINGS_WHOLE_MAX: usize = 128 << 10;
 /// Most versions of one file.
 const VERSIONS_MAX: usize = 4096;
 /// Longest list of directories in `DT_RPATH`, bytes.
@@ -66,6 +68,8 @@ pub struct Object {
     /// Addresses and sizes out of the dynamic section.
     pub(super) dynamic: BTreeMap<u64, u64>,
     segments: Vec<Segment>,
+    /// The string table while the object is read, if it is short.
+    strings: Vec<u8>,
 }
 
 /// A version that a library must define.
@@ -83,6 +87,22 @@ impl Object {
     /// Reads a file. None if it is no ELF file for a machine of known width and byte order; what of the rest makes no
     /// sense is left out.
     pub fn read(read: ReadAt<'_>) -> Option<Object> {
+        let mut object = Object::begin(read)?;
+        object.read_requirements(read);
+        object.read_definitions(read);
+        object.read_notes(read);
+        object.strings = Vec::new();
+        Some(object)
+    }
+
+    /// Reads what names other files: the loader, the libraries, the directories. Versions and notes are left out.
+    pub fn read_names(read: ReadAt<'_>) -> Option<Object> {
+        let mut object = Object::begin(read)?;
+        object.strings = Vec::new();
+        Some(object)
+    }
+
+    fn begin(read: ReadAt<'_>) -> Option<Object> {
         let head = read(0, HEAD_BYTES)?;
         let header = Header::parse(&head)?;
         let segments: Vec<Segment> = header.segments(&head).collect();
@@ -100,12 +120,10 @@ impl Object {
             version_names: BTreeMap::new(),
             dynamic: BTreeMap::new(),
             segments,
+            strings: Vec::new(),
         };
-        object.interpreter = object.read_interpreter(read);
+        object.interpreter = object.read_interpreter(&head, read);
         object.read_dynamic(read);
-        object.read_requirements(read);
-        object.read_definitions(read);
-        object.read_notes(read);
         Some(object)
     }
 
@@ -145,10 +163,15 @@ impl Object {
         read(self.offset_of(*self.dynamic.get(&tag)?)?, most)
     }
 
-    fn read_interpreter(&self, read: ReadAt<'_>) -> Option<Vec<u8>> {
+    /// The path lies behind the program header in nearly all files.
+    fn read_interpreter(&self, head: &[u8], read: ReadAt<'_>) -> Option<Vec<u8>> {
         let segment = self.segments.iter().find(|segment| segment.kind == PT_INTERP)?;
         let length = usize::try_from(segment.size.min(4096)).ok()?;
-        let path = read(segment.offset, length)?;
+        let start = usize::try_from(segment.offset).ok()?;
+        let path = match start.checked_add(length).and_then(|end| head.get(start..end)) {
+            Some(path) => path.to_vec(),
+            None => read(segment.offset, length)?,
+        };
         path.split(|byte| *byte == 0).next().map(<[u8]>::to_vec)
     }
 
@@ -166,6 +189,7 @@ impl Object {
                 }
             }
         }
+        self.strings = self.read_strings(read).unwrap_or_default();
         self.needed = needed.into_iter().filter_map(|name| self.string(name, NAME_MAX, read)).collect();
         let named = |tag: u64, most| self.string(*self.dynamic.get(&tag)?, most, read);
         let (soname, rpath, runpath) =
@@ -176,8 +200,20 @@ impl Object {
         Some(())
     }
 
+    /// The string table, if reading it costs less than reading the strings.
+    fn read_strings(&self, read: ReadAt<'_>) -> Option<Vec<u8>> {
+        let length = usize::try_from(*self.dynamic.get(&tag::STRSZ)?).ok()?;
+        if length > STRINGS_WHOLE_MAX { None } else { self.table(tag::STRTAB, length, read) }
+    }
+
     /// The string at an offset of the string table.
     fn string(&self, at: u64, most: usize, read: ReadAt<'_>) -> Option<Vec<u8>> {
+        if let Some(rest) = usize::try_from(at).ok().and_then(|at| self.strings.get(at..)) {
+            let rest = rest.get(..most.saturating_add(1)).unwrap_or(rest);
+            if let Some(end) = rest.iter().position(|byte| *byte == 0) {
+                return rest.get(..end).map(<[u8]>::to_vec);
+            }
+        }
         let start = self.offset_of(*self.dynamic.get(&tag::STRTAB)?)?;
         let mut bytes = read(start.checked_add(at)?, most.checked_add(1)?)?;
         let end = bytes.iter().position(|byte| *byte == 0)?;

@@ -15,6 +15,18 @@ pub fn highest<'v>(versions: impl IntoIterator<Item = &'v [u8]>, prefix: &str) -
     Some(best.iter().map(u32::to_string).collect::<Vec<_>>().join("."))
 }
 
+/// A version of glibc, as in `GLIBC_2.34`.
+pub type GlibcVersion = (u32, u32);
+
+/// The highest of the versions that are glibc's.
+pub fn glibc<'v>(versions: impl IntoIterator<Item = &'v [u8]>) -> Option<GlibcVersion> {
+    let parse = |version: &[u8]| match numbers(version, "GLIBC_")?.as_slice() {
+        [major, minor, ..] => Some((*major, *minor)),
+        _ => None,
+    };
+    versions.into_iter().filter_map(parse).max()
+}
+
 /// Compares two dotted versions number by number; what is missing or no number is 0.
 pub fn compare(a: &str, b: &str) -> Ordering {
     let parts = |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
@@ -46,6 +58,7 @@ mod tests {
         let versions: [&[u8]; 4] = [b"GLIBC_2.9", b"GLIBC_2.34", b"GLIBC_PRIVATE", b"GLIBC_2.2.5"];
         assert_eq!(highest(versions, "GLIBC_").as_deref(), Some("2.34"));
         assert_eq!(highest([], "GLIBC_"), None);
+        assert_eq!((glibc(versions), glibc([])), (Some((2, 34)), None));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Launcher;
+use crate::sys::mount::unescape;
 
 /// The name of the process that keeps an image server running.
 pub const KEEPER_NAME: &str = "hpcrun-keeper";
@@ -122,19 +123,6 @@ impl<'l> Mount<'l> {
         words.find(|word| *word == b"-")?;
         Some(Mount { point, options, filesystem: words.next()?, source: words.next()? })
     }
-}
-
-/// A name of the mount table, in which `\040` stands for a space.
-fn unescape(name: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(name.len());
-    let mut rest = name;
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = after.get(..3).filter(|_| *first == b'\\');
-        let code = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        plain.push(code.unwrap_or(*first));
-        rest = if code.is_some() { after.get(3..).unwrap_or_default() } else { after };
-    }
-    plain
 }
 
 /// What a keeper says in its command line: which user namespace it serves with which image file.

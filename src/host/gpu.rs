@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::PathFact;
 use super::cdi::{DeviceNode, Edits, Mount, ResolveError};
-use crate::elf::dynamic::GlibcVersion;
+use crate::elf::version::GlibcVersion;
 
 /// Whose devices are looked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

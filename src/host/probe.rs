@@ -26,7 +26,7 @@ use super::{
 use crate::hint::Hint;
 use crate::sys::{self, caller, process};
 
-pub use doctor::{cpu_level, keep, place, probe_for_doctor};
+pub use doctor::{keep, place, probe_for_doctor};
 pub use gpu::gpu;
 pub use processes::{containers, environment_of, mount_namespace_of, owner_of, working_directory_of};
 
@@ -54,16 +54,18 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
     let ids = caller::ids().map_err(ProbeError::Caller)?;
     let kernel = Kernel::parse(&read_line("/proc/sys/kernel/osrelease"));
     let observed = observe(ids.effective_uid == 0);
+    let launcher = launcher(&environment);
     Ok(Host {
         user: user(&ids, &environment),
-        hostname: OsString::from(read_line("/proc/sys/kernel/hostname").trim()),
+        hostname: nix::unistd::gethostname().unwrap_or_default(),
         cwd: caller::working_directory().ok(),
         features: Features::derive(&kernel, &observed),
         kernel,
         cpus: count_cpus(&read_line("/sys/devices/system/cpu/online")).max(1),
         isa_level: processor::isa_level(),
-        launcher: launcher(&environment),
-        namespaces: namespaces(),
+        // They tell apart whom a launch may share with, which without a launcher is nobody.
+        namespaces: if launcher.kind == LauncherKind::None { Vec::new() } else { namespaces() },
+        launcher,
         share_directory: share_directory(ids.uid, &environment),
         environment,
         paths: BTreeMap::new(),
@@ -297,7 +299,8 @@ fn read_number(path: &str) -> Option<u64> {
 }
 
 fn read_limited(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Into an empty vector the standard library reads 32 bytes at first.
+    let mut bytes = Vec::with_capacity(4096);
     let file = File::open(path).ok()?;
     file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes).ok()?;
     (u64::try_from(bytes.len()).ok()? <= limit_bytes).then_some(bytes)

@@ -126,13 +126,18 @@ pub struct Header {
 impl Header {
     /// Reads the header of the section at `place` and holds it against the section's length.
     pub fn read(place: &Place, read_at: &ReadAt<'_>) -> Result<Header, ChunkError> {
+        Header::read_raw(place, read_at).map(|(header, _)| header)
+    }
+
+    /// The same, with the bytes that it was read from.
+    fn read_raw(place: &Place, read_at: &ReadAt<'_>) -> Result<(Header, [u8; HEADER_BYTES]), ChunkError> {
         let mut bytes = [0; HEADER_BYTES];
         let lengths = HEADER_BYTES as u64..=SectionKind::ChunkHashes.max_bytes();
         if !lengths.contains(&place.length) {
             return Err(ChunkError::Malformed("the section is too short or too long"));
         }
         read_at(place.offset, &mut bytes).map_err(ChunkError::Read)?;
-        Header::parse(&bytes, place)
+        Ok((Header::parse(&bytes, place)?, bytes))
     }
 
     fn parse(bytes: &[u8; HEADER_BYTES], place: &Place) -> Result<Header, ChunkError> {
@@ -196,9 +201,7 @@ impl Index {
     /// Reads the section at `place` once, checks it against the digest that `place` remembers and against itself. The
     /// chunks must cover `squashfs_length` bytes.
     pub fn load(place: &Place, squashfs_length: u64, read_at: &ReadAt<'_>) -> Result<Index, ChunkError> {
-        let mut bytes = [0; HEADER_BYTES];
-        let header = Header::read(place, read_at)?;
-        read_at(place.offset, &mut bytes).map_err(ChunkError::Read)?;
+        let (header, bytes) = Header::read_raw(place, read_at)?;
         let mut hash = Sha256::new().chain_update(bytes);
         let list = place.offset.saturating_add(HEADER_BYTES as u64);
         let mut index = Index { header, list, pages: Vec::new() };

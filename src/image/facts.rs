@@ -41,6 +41,9 @@ pub enum Libc {
     },
     /// musl, which runs nothing that was linked to glibc.
     Musl,
+    /// Something of a later hpcrun.
+    #[serde(other)]
+    Other,
 }
 
 /// One library of an image: a regular file.
@@ -453,6 +456,8 @@ mod tests {
             assert!(Facts::parse(text.as_bytes()).is_err(), "{text}");
         }
         assert_eq!(Facts::parse(b"{\"version\":2,\"libraries\":7}").unwrap(), None);
+        let later = b"{\"version\":1,\"libc\":{\"kind\":\"of-tomorrow\",\"version\":\"1\"},\"libraries\":[]}";
+        assert_eq!(Facts::parse(later).unwrap().unwrap().libc, Some(Libc::Other));
         let parse = |path: &str, soname: &str, level: u8| {
             let text = format!(
                 "{{\"version\":1,\"isa_level\":{level},\"new\":[],\"libraries\":[{{\"path\":{path:?},\"soname\":{soname:?},\

@@ -4,18 +4,22 @@
 //! offered by the site, then hpcrun's defaults. A user's bind that would cover a forced one is refused, so that nobody
 //! computes with other data than he thinks. The result is sorted: parents before what lies in them.
 
+mod bind;
+mod of_launcher;
+
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use self::bind::{Bind, Binds, Party, Shown};
+pub(super) use self::bind::{nearest, parent};
+use self::of_launcher::directories as launcher_directories;
 use super::modules;
 use super::plan::{ImageFacts, PlanError};
 use super::precedence::{check_mount_points, settle};
 use super::private;
 use super::request::{BindOption, HomeWish, LeftOut, Request};
 use crate::host::{Host, Kind};
-use crate::mount::graft::Graft;
-use crate::mount::plan::{Access, Entry, Need, Op, PlannedOp, Reason};
+use crate::mount::plan::{Access, Need, Reason};
 use crate::policy::decide::{ChosenModule, HostPath, SiteBind, Variables};
 use crate::policy::path::{is_within, normalise};
 use crate::policy::template::Origin;
@@ -35,182 +39,13 @@ const SYSTEM_TREES: [&str; 9] =
 /// Directories that hold too much to be bound because somebody stands in them; what lies below them is another matter.
 const SYSTEM_PARENTS: [&str; 9] = ["/", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/var"];
 
-/// Variables by which launchers name directories that they share with their ranks. `*` stands for what differs from
-/// release to release.
-const LAUNCHER_DIRECTORIES: [&str; 9] = [
-    "FLUX_JOB_TMPDIR",
-    "OMPI_FILE_LOCATION",
-    "OMPI_MCA_orte_*session_dir",
-    "PALS_SPOOL_DIR",
-    "PMIX_DSTORE_*_BASE_PATH",
-    "PMIX_NSDIR",
-    "PMIX_*TMPDIR",
-    "PRTE_MCA_*session_dir",
-    "SLURM_PMIX_TMPDIR",
-];
-
-/// Variables that name a file or a socket in such a directory, perhaps with `local://` before it.
-const LAUNCHER_FILES: [&str; 2] = ["FLUX_URI", "PALS_APINFO"];
-
-/// Who names a bind; the later is the stronger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Party {
-    /// hpcrun.
-    Default,
-    /// The site, for those who want it.
-    Offered,
-    /// The user, by a variable.
-    Ambient,
-    /// The user.
-    User,
-    /// The site, for everybody.
-    Forced,
-}
-
-/// What is to be seen at a place of the new root.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shown {
-    /// A host path, resolved.
-    Host {
-        /// Which.
-        path: PathBuf,
-        /// What if it goes away before enactment.
-        need: Need,
-        /// Whether it is a directory.
-        is_directory: bool,
-    },
-    /// An empty directory in memory.
-    Memory {
-        /// Permission bits.
-        mode: u32,
-        /// Most bytes; none means the kernel's limit.
-        size_bytes: Option<u64>,
-        /// What is in it at first, mount points left aside.
-        entries: Vec<(PathBuf, Entry)>,
-    },
-    /// The tree of another image file, a resolved host path.
-    Image(PathBuf),
-    /// The processes of the job's own namespace.
-    Processes,
-}
-
-/// A mount that is to be; most are binds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    /// What.
-    pub shown: Shown,
-    /// In normal form.
-    pub destination: PathBuf,
-    /// Whether the job may write.
-    pub access: Access,
-    /// Who says so.
-    pub party: Party,
-    /// Why, for people.
-    pub reason: Reason,
-}
-
-impl Bind {
-    /// The host path that is bound; none when it is no bind.
-    pub fn source(&self) -> Option<&Path> {
-        match &self.shown {
-            Shown::Host { path, .. } => Some(path),
-            Shown::Memory { .. } | Shown::Image(_) | Shown::Processes => None,
-        }
-    }
-
-    /// What if its mount point is missing.
-    pub fn need(&self) -> Need {
-        match &self.shown {
-            Shown::Host { need, .. } => *need,
-            Shown::Memory { .. } | Shown::Image(_) | Shown::Processes => Need::Required,
-        }
-    }
-
-    /// The mount point that the image must have.
-    pub fn graft(&self) -> Graft {
-        match &self.shown {
-            Shown::Host { is_directory: false, .. } => Graft::File,
-            _ => Graft::Directory,
-        }
-    }
-
-    /// The op that makes it. `all` are the mounts of the launch: a file system in memory has the mount points of those
-    /// that go into it.
-    pub fn op(&self, all: &[Bind]) -> PlannedOp {
-        let destination = self.destination.clone();
-        let op = match &self.shown {
-            Shown::Host { path, need, .. } => {
-                Op::Bind { source: path.clone(), destination, access: self.access, need: *need }
-            }
-            Shown::Memory { mode, size_bytes, entries } => {
-                let mut entries = entries.clone();
-                entries.extend(self.mount_points(all));
-                Op::Tmpfs { destination, mode: *mode, size_bytes: *size_bytes, entries }
-            }
-            Shown::Image(path) => Op::DataImage { source: path.clone(), destination },
-            Shown::Processes => Op::Processes { destination },
-        };
-        PlannedOp { op, reason: self.reason.clone() }
-    }
-
-    /// The mount points directly in this mount.
-    fn mount_points(&self, all: &[Bind]) -> Vec<(PathBuf, Entry)> {
-        let inside = all.iter().filter(|bind| parent(all, bind) == Some(self));
-        let entry = |bind: &Bind| {
-            let rest = bind.destination.strip_prefix(&self.destination).ok()?;
-            let entry = if bind.graft() == Graft::File { Entry::File } else { Entry::Directory };
-            Some((rest.to_owned(), entry))
-        };
-        inside.filter_map(entry).collect()
-    }
-}
-
-/// The binds of a launch.
-#[derive(Debug, Clone, Default)]
-pub struct Binds {
-    /// Sorted by destination: parents first.
-    pub binds: Vec<Bind>,
-    /// What was left out, and why, for `--explain`.
-    pub notes: Vec<String>,
-}
-
-impl Binds {
-    /// The host path that the new root shows at `path`, which is in normal form; none when the image's own is shown.
-    pub fn shown_at(&self, path: &Path) -> Option<PathBuf> {
-        let bind = nearest(&self.binds, path)?;
-        let (source, rest) = (bind.source()?, path.strip_prefix(&bind.destination).ok()?);
-        // Joining an empty rest would add a slash.
-        Some(if rest.as_os_str().is_empty() { source.to_owned() } else { source.join(rest) })
-    }
-
-    /// Whether the new root shows something else than the image's own at `path`.
-    pub fn covers(&self, path: &Path) -> bool {
-        nearest(&self.binds, path).is_some()
-    }
-
-    /// Whether the new root shows the host's own `path` at the same place. A name of it that goes through host links
-    /// does not count.
-    pub fn shows(&self, path: &Path) -> bool {
-        self.shown_at(path).is_some_and(|shown| shown == path)
-    }
-}
-
-/// The innermost bind at or above `path`.
-pub(super) fn nearest<'b>(binds: &'b [Bind], path: &Path) -> Option<&'b Bind> {
-    let above = binds.iter().filter(|bind| is_within(path, &bind.destination));
-    above.max_by_key(|bind| bind.destination.components().count())
-}
-
-/// The innermost of the mounts that `bind` goes into.
-pub(super) fn parent<'b>(binds: &'b [Bind], bind: &Bind) -> Option<&'b Bind> {
-    let above = binds.iter().filter(|other| {
-        other.destination != bind.destination && is_within(&bind.destination, &other.destination)
-    });
-    above.max_by_key(|other| other.destination.components().count())
-}
-
 /// Every host path about which [`gather`] asks [`Host::paths`].
-pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
+pub fn paths_to_probe(
+    request: &Request,
+    modules: &[ChosenModule<'_>],
+    policy: &Policy,
+    host: &Host,
+) -> Vec<PathBuf> {
     let trusted = host.trusted_variables();
     let variables = Variables { trusted: &trusted, environment: &host.environment };
     let mut paths: Vec<PathBuf> = NODE_FILES.iter().map(PathBuf::from).collect();
@@ -220,8 +55,7 @@ pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<Pa
     paths.extend(launcher_directories(host).map(|(_, path)| path));
     paths.extend(policy.rule_paths(&variables));
     // Refusals are found again, and reported, by gather.
-    let of_modules =
-        policy.rules().modules.iter().map(|module| policy.module_binds(module, &variables, None));
+    let of_modules = modules.iter().map(|chosen| policy.module_binds(chosen.module, &variables, None));
     for bind in of_modules.chain([policy.site_binds(&variables, None)]).flatten().flat_map(|(binds, _)| binds)
     {
         paths.push(bind.source);
@@ -536,43 +370,6 @@ fn extra_directories(request: &Request, host: &Host) -> Vec<(Reason, PathBuf)> {
         host.cwd.clone().filter(|_| is_wanted).map(|cwd| (Reason::Host("working directory".to_owned()), cwd));
     let launcher = launcher_directories(host).map(|(name, path)| (Reason::Host(name), path));
     cwd.into_iter().chain(launcher).collect()
-}
-
-/// The launcher's directories, each with the variable that names it; each once.
-fn launcher_directories(host: &Host) -> impl Iterator<Item = (String, PathBuf)> {
-    let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for (name, value) in &host.environment {
-        let Some(name) = name.to_str() else { continue };
-        let path = if LAUNCHER_DIRECTORIES.iter().any(|pattern| is_named(name, pattern)) {
-            PathBuf::from(value)
-        } else if LAUNCHER_FILES.contains(&name) {
-            let value = value.as_bytes();
-            let file = value.strip_prefix(b"local://").unwrap_or(value);
-            Path::new(OsStr::from_bytes(file)).parent().map(Path::to_owned).unwrap_or_default()
-        } else {
-            continue;
-        };
-        if !path.is_absolute() {
-            continue;
-        }
-        let path = normalise(Path::new("/"), &path);
-        if !found.iter().any(|(_, known)| *known == path) {
-            found.push((name.to_owned(), path));
-        }
-    }
-    found.into_iter()
-}
-
-/// Whether a name fits a pattern with at most one `*`.
-fn is_named(name: &str, pattern: &str) -> bool {
-    match pattern.split_once('*') {
-        Some((start, end)) => {
-            name.len() >= start.len().saturating_add(end.len())
-                && name.starts_with(start)
-                && name.ends_with(end)
-        }
-        None => name == pattern,
-    }
 }
 
 /// Whether a directory is the operating system's rather than somebody's.

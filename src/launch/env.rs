@@ -288,10 +288,13 @@ impl Draft {
 
     /// Settings for ranks that do not share a user namespace; whoever set them already knows better.
     fn unshared_ranks(&mut self, request: &Request) {
-        for (name, value) in UNSHARED_MPI {
-            let name = OsStr::new(name);
-            let asked = request.env.iter().any(|option| option.name == name);
-            if !asked && !self.variables.contains_key(name) {
+        for group in UNSHARED_MPI {
+            for (name, value) in group {
+                let name = OsStr::new(name);
+                let asked = request.env.iter().any(|option| option.name == name);
+                if asked || self.variables.contains_key(name) {
+                    break;
+                }
                 self.set(name, OsStr::new(value), Reason::Host("ranks do not share namespaces".to_owned()));
             }
         }

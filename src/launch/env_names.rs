@@ -196,13 +196,20 @@ pub const HOST_FIRST: Names = &[
 pub const DIRECTORIES: Names = &["TMPDIR", "XDG_RUNTIME_DIR"];
 
 /// What keeps MPI libraries working when each rank has a user namespace of its own, where the kernel refuses
-/// cross-memory attach: Open MPI 4 would hang, MPICH 5 and UCX would abort.
-pub const UNSHARED_MPI: [(&str, &str); 4] = [
-    ("OMPI_MCA_btl_vader_single_copy_mechanism", "none"),
-    ("MPIR_CVAR_CH4_CMA_ENABLE", "0"),
-    ("UCX_POSIX_USE_PROC_LINK", "n"),
-    // All but cross-memory attach, whatever fabric there is. UCX knows such lists since 1.11.
-    ("UCX_TLS", "^cma"),
+/// cross-memory attach: Open MPI 4 would hang, MPICH 5 and UCX would abort. What follows in a group goes only with what
+/// stands before it.
+pub const UNSHARED_MPI: [&[(&str, &str)]; 4] = [
+    &[("OMPI_MCA_btl_vader_single_copy_mechanism", "none")],
+    &[("MPIR_CVAR_CH4_CMA_ENABLE", "0")],
+    &[("UCX_POSIX_USE_PROC_LINK", "n")],
+    &[
+        // All but cross-memory attach, whatever fabric there is. UCX knows such lists since 1.11.
+        ("UCX_TLS", "^cma"),
+        // Else UCX moves large messages between ranks of one node over TCP rather than through shared memory, and then
+        // MPI_Finalize of MPICH 4.0 hangs now and then. TCP to other nodes stays. A list without TCP would make UCX warn
+        // of a variable that nobody uses.
+        ("UCX_TCP_PUT_ENABLE", "n"),
+    ],
 ];
 
 /// Whether `name` is one of `names`.

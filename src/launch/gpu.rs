@@ -19,7 +19,7 @@ use super::inject::Injection;
 use super::plan::{HostCommand, ImageFacts, PlanError};
 use super::premounted;
 use super::request::Request;
-use crate::elf::dynamic::GlibcVersion;
+use crate::elf::version::GlibcVersion;
 use crate::host::Host;
 use crate::host::gpu::{GpuFacts, Mode, SharedObject, Wish};
 use crate::mount::plan::{Reason, RootSource};

@@ -68,8 +68,12 @@ impl Job {
     fn execute(self) -> Result<Infallible, EnactError> {
         let mut forbidden = None;
         for candidate in &self.candidates {
-            let Err(source) = exec::execve(candidate, &self.arguments, &self.environment);
             let found = as_path(candidate);
+            // A look costs less than an attempt, and this one has just been looked up.
+            if self.is_searched() && is_missing(found) {
+                continue;
+            }
+            let Err(source) = exec::execve(candidate, &self.arguments, &self.environment);
             match source.errno {
                 Errno::ENOENT | Errno::ENOTDIR if program::diagnose(found, source.errno).is_none() => {}
                 Errno::EACCES => forbidden = forbidden.or(Some((found.to_owned(), source))),
@@ -102,6 +106,10 @@ impl Job {
         });
         EnactError::NotFound { program: self.program, searched }
     }
+}
+
+fn is_missing(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)))
 }
 
 fn as_path(candidate: &CString) -> &Path {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::binds::{Bind, Party, Shown};
 use super::plan::{ImageFacts, PlanError};
 use super::request::{MpiWish, Request};
+use crate::elf::closure::DEFAULT_DIRECTORIES;
 use crate::host::{Host, Kind};
 use crate::mount::plan::{Access, Need, Reason};
 use crate::policy::decide::{ChosenModule, ModuleWish};
@@ -48,9 +49,16 @@ fn requested(request: &Request, policy: &Policy) -> Result<Vec<OsString>, PlanEr
 }
 
 /// A line for each module, for `--explain`.
-pub fn decisions(modules: &[ChosenModule<'_>]) -> Vec<(String, Reason)> {
+pub fn decisions(request: &Request, modules: &[ChosenModule<'_>], policy: &Policy) -> Vec<(String, Reason)> {
     let line = |chosen: &ChosenModule<'_>| {
-        let why = if chosen.is_requested { "--module" } else { "matches" };
+        let by_mpi_host = request.mpi == Some(MpiWish::Host)
+            && policy.rules().mpi.host_module.as_ref().is_some_and(|name| name.value == chosen.module.name);
+        let is_named = request.modules.iter().any(|name| name.as_os_str() == chosen.module.name.as_str());
+        let why = match chosen.is_requested {
+            true if by_mpi_host && !is_named => "--mpi=host",
+            true => "--module",
+            false => "matches",
+        };
         (format!("module {} ({why})", chosen.module.name), reason(&chosen.rule))
     };
     modules.iter().map(line).collect()
@@ -85,12 +93,13 @@ fn device(path: &Path, rule: &Rule, host: &Host) -> Option<Bind> {
     })
 }
 
-/// Every pattern of host paths that a plan wants to find in [`Host::globs`].
-pub fn globs_to_probe(request: &Request, policy: &Policy) -> Vec<String> {
+/// Every pattern of host paths that a plan with these modules wants to find in [`Host::globs`].
+pub fn globs_to_probe(request: &Request, modules: &[ChosenModule<'_>]) -> Vec<String> {
     if request.contain.is_none() {
         return Vec::new();
     }
-    policy.rules().modules.iter().flat_map(|module| &module.devices).map(|glob| glob.value.clone()).collect()
+    let globs = modules.iter().flat_map(|chosen| &chosen.module.devices);
+    globs.map(|glob| glob.value.clone()).collect()
 }
 
 fn reason(rule: &Rule) -> Reason {
@@ -106,19 +115,7 @@ pub fn names(typed: &[OsString]) -> Vec<OsString> {
         .collect()
 }
 
-/// Where the libraries of an image are looked for by name, when its cache does not know them.
-pub const LIBRARY_DIRECTORIES: [&str; 8] = [
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/usr/local/lib64",
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-];
-
-/// The candidates for a library of an image.
+/// Where a library of an image is looked for by name, when its cache does not know it.
 pub fn library_candidates(soname: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    LIBRARY_DIRECTORIES.iter().map(move |directory| Path::new(directory).join(soname))
+    DEFAULT_DIRECTORIES.iter().map(move |directory| Path::new(directory).join(soname))
 }

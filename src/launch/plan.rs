@@ -22,7 +22,7 @@ use crate::mount::node_cache::Wanted;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
-use crate::policy::decide::{Decision, HostPath, ImageTraits, Variables};
+use crate::policy::decide::{ChosenModule, Decision, HostPath, ImageTraits, Variables};
 use crate::policy::path::{is_within, normalise};
 
 /// Serving threads beyond which readers of one image wait for its file and not for the server.
@@ -176,9 +176,14 @@ pub struct FileId {
     pub modified_ns: i128,
 }
 
-/// Every host path that [`plan`] wants to find in [`Host::paths`].
-pub fn paths_to_probe(request: &Request, policy: &Policy, host: &Host) -> Vec<PathBuf> {
-    binds::paths_to_probe(request, policy, host)
+/// Every host path that [`plan`] wants to find in [`Host::paths`]; `modules` are those of the launch.
+pub fn paths_to_probe(
+    request: &Request,
+    modules: &[ChosenModule<'_>],
+    policy: &Policy,
+    host: &Host,
+) -> Vec<PathBuf> {
+    binds::paths_to_probe(request, modules, policy, host)
 }
 
 /// Whether [`gpu::plan`] may want libraries of the host, so that the image's loaders have to be looked at.
@@ -197,7 +202,7 @@ pub fn plan(
     let mut decisions = check_image(image, policy, host)?;
     check_options(request, policy)?;
     let modules = modules::chosen(request, image, policy, host)?;
-    decisions.extend(modules::decisions(&modules));
+    decisions.extend(modules::decisions(request, &modules, policy));
     let mut gpu = gpu::plan(request, image, policy, host)?;
     let mut injection = std::mem::take(&mut gpu.injection);
     injection.extend(image.modules.clone());

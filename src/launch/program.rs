@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::statvfs::FsFlags;
 
-use crate::elf::Header;
+use crate::elf::Object;
 
 /// Bytes of a program that are looked at.
 const HEAD_BYTES: u64 = 64 << 10;
@@ -65,14 +65,19 @@ fn inside(head: &[u8], errno: Errno) -> String {
     if let Some(interpreter) = script_interpreter(head) {
         return interpreter_reason("the interpreter of its '#!' line", interpreter, errno);
     }
-    let Some(elf) = Header::parse(head) else {
+    let read = |offset: u64, length: usize| {
+        let rest = head.get(usize::try_from(offset).ok()?..)?;
+        Some(rest.get(..length).unwrap_or(rest).to_vec())
+    };
+    let Some(object) = Object::read_names(&read) else {
         return "it is neither a program nor a script with a '#!' line".to_owned();
     };
+    let elf = object.header;
     if elf.architecture() != Some(std::env::consts::ARCH) {
         let machine = elf.architecture().map_or_else(|| format!("machine {}", elf.machine), str::to_owned);
         return format!("it is a program for {machine}, and this node is {}", std::env::consts::ARCH);
     }
-    match elf.interpreter(head) {
+    match &object.interpreter {
         Some(interpreter) => interpreter_reason("its dynamic loader", interpreter, errno),
         None => errno.desc().to_lowercase(),
     }
@@ -124,7 +129,7 @@ mod tests {
 
     fn own_machine() -> u16 {
         let own = std::fs::read("/proc/self/exe").unwrap();
-        Header::parse(&own).unwrap().machine
+        Object::read_names(&|_, length| own.get(..length).map(<[u8]>::to_vec)).unwrap().header.machine
     }
 
     #[test]
@@ -166,11 +171,15 @@ mod tests {
     #[test]
     fn reads_its_own_header() {
         let own = std::fs::read("/proc/self/exe").unwrap();
-        let elf = Header::parse(&own).unwrap();
-        assert_eq!(elf.architecture(), Some(std::env::consts::ARCH));
+        let object = Object::read_names(&|offset, length| {
+            let start = usize::try_from(offset).ok()?;
+            own.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
+        });
+        let object = object.unwrap();
+        assert_eq!(object.header.architecture(), Some(std::env::consts::ARCH));
         if cfg!(target_env = "gnu") {
-            let interpreter = elf.interpreter(&own).unwrap();
-            assert!(Path::new(OsStr::from_bytes(interpreter)).exists());
+            let interpreter = object.interpreter.unwrap();
+            assert!(Path::new(OsStr::from_bytes(&interpreter)).exists());
         }
     }
 

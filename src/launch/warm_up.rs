@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::elf::{Header, library_cache};
+use crate::elf::{Object, library_cache};
 use crate::launch::program::script_interpreter;
 use crate::mount::server::Ahead;
 use crate::mount::{FileLayout, Filesystem, InodeKind};
@@ -73,12 +73,13 @@ impl<'a, T: Tree> Start<'a, T> {
         let depth = depth.checked_sub(1)?;
         if let Some(interpreter) = script_interpreter(&head) {
             self.add_program(Path::new(OsStr::from_bytes(interpreter)), depth);
-        } else if let Some(elf) = Header::parse(&head)
-            && let Some(loader) = elf.interpreter(&head)
+        } else if let Some(object) = Object::read_names(&|offset, length| match offset {
+            0 => Some(head.get(..length).unwrap_or(&head).to_vec()),
+            _ => tree.read(&file, offset, length),
+        }) && let Some(loader) = &object.interpreter
         {
             self.files.extend(tree.open(Path::new(OsStr::from_bytes(loader))));
-            let needed = elf.needed(&head, &|offset, length| tree.read(&file, offset, length));
-            self.add_libraries(&needed);
+            self.add_libraries(&object.needed);
         }
         self.files.push(file);
         Some(())

@@ -304,22 +304,23 @@ pub fn mount_points_below(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// The fifth field of a line of `/proc/self/mountinfo`, in which space, tab, newline and `\` are octal escapes.
+/// The fifth field of a line of `/proc/self/mountinfo`.
 fn mount_point(line: &[u8]) -> Option<PathBuf> {
-    let mut field = line.split(|byte| *byte == b' ').nth(4)?;
-    let mut path = Vec::with_capacity(field.len());
-    while let Some((first, rest)) = field.split_first() {
-        field = rest;
-        match (first, rest.split_at_checked(3)) {
-            (b'\\', Some((digits, after))) => {
-                let digits = std::str::from_utf8(digits).ok()?;
-                path.push(u8::from_str_radix(digits, 8).ok()?);
-                field = after;
-            }
-            (byte, _) => path.push(*byte),
-        }
+    let field = line.split(|byte| *byte == b' ').nth(4)?;
+    Some(PathBuf::from(OsString::from_vec(unescape(field))))
+}
+
+/// A name of the mount table, in which space, tab, newline and `\` are octal escapes.
+pub fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = after.get(..3).filter(|_| *first == b'\\');
+        let code = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        plain.push(code.unwrap_or(*first));
+        rest = if code.is_some() { after.get(3..).unwrap_or_default() } else { after };
     }
-    Some(PathBuf::from(OsString::from_vec(path)))
+    plain
 }
 
 #[cfg(test)]
@@ -337,7 +338,7 @@ mod tests {
         check_mount_point("36 35 98:0 / / rw - tmpfs none rw", Some("/"));
         check_mount_point(r"1 2 0:1 / /a\040b\011c\012d\134e rw - x y z", Some("/a b\tc\nd\\e"));
         check_mount_point(r"1 2 0:1 / /a\0 rw - x y z", Some("/a\\0"));
-        check_mount_point(r"1 2 0:1 / /a\999 rw - x y z", None);
+        check_mount_point(r"1 2 0:1 / /a\999 rw - x y z", Some("/a\\999"));
         check_mount_point("1 2 0:1 /", None);
         check_mount_point("", None);
     }

@@ -264,6 +264,8 @@ fn debian_s_program_gets_the_host_s_under_debian_s_name() {
         "mode = \"auto\"\nmatch = { soname = \"libmpich.so.12\" }\n",
     );
     check_ranks(&mpiexec(&policy, &[], &image), INTEL);
+    // Without a trailer the module looks where loaders do.
+    check_ranks(&mpiexec(&policy, &[], &bare("debian")), INTEL);
     let facts: serde_json::Value =
         serde_json::from_str(&stdout(hpcrun(["inspect", "--json"]).arg(&image))).expect("JSON");
     let libraries = facts["facts"]["libraries"].as_array().expect("libraries").clone();
@@ -425,6 +427,41 @@ fn ranks_that_will_run_alone_are_told_once_a_node() {
     );
 }
 
+/// A squashfs of the tree of this name, without a trailer.
+fn bare(name: &str) -> PathBuf {
+    let (tree, file) = (Site::get().path(name), Site::get().path(&format!("{name}.squashfs")));
+    let options = ["-quiet", "-noappend", "-no-progress"];
+    stdout(Command::new("mksquashfs").arg(tree).arg(&file).args(options));
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("chmod");
+    file
+}
+
+#[test]
+fn facts_that_cannot_be_used_are_none() {
+    let (site, image) = (Site::get(), image("unfit", "mpi", "mpich", "libmpi.so.12", true));
+    let mut bytes = fs::read(&image).expect("image");
+    let word = b"\"isa_level\"";
+    let word = if bytes.windows(word.len()).any(|found| found == word) { &word[..] } else { b"\"soname\"" };
+    let at = bytes.windows(word.len()).rposition(|found| found == word).expect("facts");
+    bytes[at] = b'?';
+    let damaged = site.path("damaged.sqsh");
+    fs::write(&damaged, bytes).expect("image");
+    fs::set_permissions(&damaged, PermissionsExt::from_mode(0o644)).expect("chmod");
+    let policy = site.policy("unfit", &[site.library("impi", "libmpi.so.12")], "");
+    let launched = run(hpcrun(["exec", "--mpi=host", "--explain"])
+        .arg(&damaged)
+        .arg("/app/run")
+        .env("HPCRUN_POLICY", &policy));
+    let plan = text(&launched.stdout);
+    assert!(launched.status.success(), "{}", text(&launched.stderr));
+    assert!(plan.contains("module site-mpi (--mpi=host)"), "{plan}");
+    assert!(plan.contains("what the image file tells of its content is left unused"), "{plan}");
+    assert!(plan.contains("/opt/mpi/lib/libmpi.so.12"), "{plan}");
+    let told = run(hpcrun(["inspect"]).arg(&damaged));
+    assert!(told.status.success() && text(&told.stdout).contains("MPICH (libmpi.so.12)"));
+    assert!(text(&told.stderr).contains("is left unused"), "{}", text(&told.stderr));
+}
+
 #[test]
 fn facts_are_the_same_from_the_trailer_and_by_a_walk() {
     let (site, image) = (Site::get(), image("facts", "mpi", "mpich", "libmpi.so.12", true));
@@ -432,15 +469,8 @@ fn facts_are_the_same_from_the_trailer_and_by_a_walk() {
         let json = stdout(hpcrun(["inspect", "--json"]).arg(image));
         serde_json::from_str::<serde_json::Value>(&json).expect("JSON")["facts"].clone()
     };
-    let bare = site.path("bare.squashfs");
-    stdout(Command::new("mksquashfs").arg(site.path("facts")).arg(&bare).args([
-        "-quiet",
-        "-noappend",
-        "-no-progress",
-    ]));
-    fs::set_permissions(&bare, PermissionsExt::from_mode(0o644)).expect("chmod");
     let found = facts(&image);
-    assert_eq!(found, facts(&bare));
+    assert_eq!(found, facts(&bare("facts")));
     assert_eq!(found["libc"]["kind"], "glibc");
     let libraries = found["libraries"].as_array().expect("libraries");
     let mpi = libraries.iter().find(|library| library["path"] == "/opt/mpi/lib/libmpi.so.12").expect("MPICH");

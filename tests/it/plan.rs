@@ -29,6 +29,7 @@ use hpcrun::launch::{ImageFacts, LaunchPlan, PlanError, Request, paths_to_probe,
 use hpcrun::mount::graft::Graft;
 use hpcrun::mount::plan::Op;
 use hpcrun::policy::Policy;
+use hpcrun::policy::decide::ChosenModule;
 use hpcrun::policy::rules::Share;
 
 /// A node: what it has at which path.
@@ -45,7 +46,18 @@ impl Node {
     fn host(&self, request: &Request, policy: &Policy) -> Host {
         let mut host = self.host.clone();
         host.launcher = Launcher::from_environment(&host.environment);
-        let asked = paths_to_probe(request, policy, &host);
+        // All of them: which a launch has, its image decides.
+        let modules: Vec<ChosenModule<'_>> = policy
+            .rules()
+            .modules
+            .iter()
+            .map(|module| ChosenModule {
+                module,
+                is_requested: false,
+                rule: policy.rule(module.at, "[modules]"),
+            })
+            .collect();
+        let asked = paths_to_probe(request, &modules, policy, &host);
         host.paths =
             asked.into_iter().map(|path| (path.clone(), self.fact(&path))).collect::<BTreeMap<_, _>>();
         host
@@ -378,7 +390,7 @@ share         with nobody, though Hydra may have started other ranks
 env           +APPTAINER_CONTAINER +HPCRUN_IMAGE +HPCRUN_VERSION +SINGULARITY_CONTAINER -LD_LIBRARY_PATH  # default
 env           -XDG_RUNTIME_DIR                                          # not in the new root
 env           +ASTRO +LANG +PATH                                        # image Env
-env           +MPIR_CVAR_CH4_CMA_ENABLE +OMPI_MCA_btl_vader_single_copy_mechanism +UCX_POSIX_USE_PROC_LINK +UCX_TLS  # ranks do not share namespaces
+env           +MPIR_CVAR_CH4_CMA_ENABLE +OMPI_MCA_btl_vader_single_copy_mechanism +UCX_POSIX_USE_PROC_LINK +UCX_TCP_PUT_ENABLE +UCX_TLS  # ranks do not share namespaces
 cwd           /opt/astro, else /home/ada/work, else /                   # image WorkingDir
 exec          /entry.sh solve --help                                    # image Entrypoint
 note          ranks join each namespace by itself: needs Linux 5.8, this is 4.18.0-553.el8_10.x86_64
@@ -1280,7 +1292,7 @@ fn who_is_alone_shares_with_nobody() {
 fn ranks_that_do_not_share_get_settings_for_mpi() {
     let none = Request { share: Some(Share::None), ..exec(&["x"]) };
     let plan = planned(&slurm_node(), &none, &Policy::builtin());
-    for (name, expected) in UNSHARED_MPI {
+    for (name, expected) in UNSHARED_MPI.into_iter().flatten().copied() {
         assert_eq!(value(&plan, name).as_deref(), Some(expected));
         let set = slurm_node().with_env(&[(name, "mine")]);
         assert_eq!(value(&planned(&set, &none, &Policy::builtin()), name).as_deref(), Some("mine"));
@@ -1291,6 +1303,9 @@ fn ranks_that_do_not_share_get_settings_for_mpi() {
             None
         );
     }
+    // UCX warns of settings for a transport that it does not use.
+    let own = slurm_node().with_env(&[("UCX_TLS", "sm,self")]);
+    assert_eq!(value(&planned(&own, &none, &Policy::builtin()), "UCX_TCP_PUT_ENABLE"), None);
 }
 
 #[test]
@@ -1317,7 +1332,7 @@ fn gathering_and_planning_are_quick() {
         let start = std::time::Instant::now();
         let mut host = hpcrun::host::probe::probe_for_launch(environment.clone()).unwrap();
         let policy = policy("[binds]\noptional = [\"/scratch\", \"/var/tmp\"]\n");
-        let paths = paths_to_probe(&request, &policy, &host);
+        let paths = paths_to_probe(&request, &[], &policy, &host);
         hpcrun::host::probe::add_paths(&mut host, paths);
         plan(&request, &image, &policy, &host).unwrap();
         start.elapsed()
@@ -1463,7 +1478,8 @@ fn the_environment_reference_names_every_variable() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/environment.md");
     let text = std::fs::read_to_string(file).unwrap();
     let names = STRIPPED.iter().chain(LAUNCHER).chain(HOST_FIRST).chain(DIRECTORIES);
-    for name in names.copied().chain(UNSHARED_MPI.map(|(name, _)| name)) {
+    let unshared = UNSHARED_MPI.into_iter().flatten().map(|(name, _)| *name);
+    for name in names.copied().chain(unshared) {
         assert!(text.contains(&format!("`{name}`")), "{name} is not in docs/environment.md");
     }
 }

@@ -14,7 +14,7 @@ use crate::mount::plan::Op;
 use crate::squashfs::reader::InodeKind;
 
 /// The largest cache of libraries that is read, bytes.
-const CACHE_MAX: u64 = 8 << 20;
+pub(super) const CACHE_MAX: u64 = 8 << 20;
 
 /// A root that is planned.
 #[derive(Debug, Clone, Copy)]

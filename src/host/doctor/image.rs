@@ -33,9 +33,9 @@ pub struct ImageFacts {
     /// The oldest kernel that its C library starts on.
     pub libc_kernel: Option<(u32, u32)>,
     /// The x86-64 level (2, 3, 4) that its C library needs, or that its platform names.
-    pub cpu_level: Option<u32>,
+    pub cpu_level: Option<u8>,
     /// The node's x86-64 level; none on other processors.
-    pub node_cpu_level: Option<u32>,
+    pub node_cpu_level: Option<u8>,
     /// The node's kernel.
     pub kernel: Kernel,
     /// What the site's policy and the plan of a launch say.

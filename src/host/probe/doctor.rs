@@ -11,6 +11,7 @@ use crate::host::doctor::{
 };
 use crate::host::{Host, Kind};
 use crate::sys::lock::Locked;
+use crate::sys::mount::unescape;
 use crate::sys::{caller, file, known};
 
 /// Where distributions keep the certificates of authorities.
@@ -125,26 +126,6 @@ fn mount_of(path: &Path, mountinfo: &[u8]) -> Option<(String, String)> {
     best.map(|(_, kind, options)| (kind, options))
 }
 
-/// Undoes `\040` for a space and its kin.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if *first == b'\\' => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    bytes
-}
-
 fn user(host: &Host) -> UserFacts {
     let home = host.user.home.as_deref();
     UserFacts {
@@ -213,24 +194,6 @@ fn try_lock(directory: &Path) -> Option<Result<(), String>> {
     let opened = file::open_directory(directory).ok()?;
     let unnamed = file::create_unnamed(opened.as_fd(), 0o600).ok()??;
     Some(Locked::try_exclusive(unnamed).map(drop).map_err(|error| error.to_string()))
-}
-
-/// The level of x86-64 (1 to 4) of this processor; none on another kind. Source: the x86-64 psABI, section 3.1.1.
-#[cfg(target_arch = "x86_64")]
-pub fn cpu_level() -> Option<u32> {
-    use std::arch::is_x86_feature_detected as has;
-    let v2 = has!("sse3") && has!("ssse3") && has!("sse4.1") && has!("sse4.2") && has!("popcnt");
-    let v3 =
-        v2 && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("f16c") && has!("fma") && has!("lzcnt");
-    let v4 =
-        v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
-    Some(1 + u32::from(v2) + u32::from(v3) + u32::from(v4))
-}
-
-/// The level of x86-64: none, as this is no such processor.
-#[cfg(not(target_arch = "x86_64"))]
-pub fn cpu_level() -> Option<u32> {
-    None
 }
 
 fn job(host: &Host) -> JobFacts {

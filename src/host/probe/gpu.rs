@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{path_fact, read_limited};
-use crate::elf::dynamic::Dynamic;
 use crate::elf::library_cache;
+use crate::elf::{Object, version};
 use crate::host::cdi::{Mount, Registry, SpecFile};
 use crate::host::gpu::{Cdi, GpuFacts, Mode, Nvidia, SharedObject, Wish, parse_mig_minors, parse_minor};
 use crate::host::{Kind, PathFact};
@@ -312,16 +312,16 @@ fn is_library_name(name: &[u8]) -> bool {
 /// What a library says of itself; none if it cannot be read or is none.
 fn shared_object(path: &Path, name: &OsStr) -> Option<SharedObject> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    let dynamic = Dynamic::read(&|offset, length| {
+    let object = Object::read(&|offset, length| {
         let mut bytes = vec![0; length];
         let got = file.read_at(&mut bytes, offset).ok()?;
         bytes.truncate(got);
         Some(bytes)
     })?;
-    let glibc = dynamic.needed_glibc();
+    let glibc = version::glibc(object.requires.iter().map(|required| required.version.as_slice()));
     let is_name = |soname: &Vec<u8>| !soname.is_empty() && !soname.contains(&b'/');
-    let soname = dynamic.soname.filter(is_name);
+    let soname = object.soname.filter(is_name);
     let soname = soname.map_or_else(|| name.to_owned(), |soname| OsStr::from_bytes(&soname).to_owned());
-    let needed = dynamic.needed.iter().map(|name| OsStr::from_bytes(name).to_owned()).collect();
+    let needed = object.needed.iter().map(|name| OsStr::from_bytes(name).to_owned()).collect();
     Some(SharedObject { path: path.to_owned(), file_name: name.to_owned(), soname, glibc, needed })
 }

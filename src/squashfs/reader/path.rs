@@ -13,9 +13,15 @@ impl Filesystem {
     /// The inode at an absolute path, following symbolic links, the last one too, inside the image: `..` and absolute
     /// targets stop at its root. Nothing if a component is missing or is no directory.
     pub fn resolve(&self, path: &[u8]) -> Result<Option<Inode>, ReadError> {
+        Ok(self.real_path(path)?.map(|(_, inode)| inode))
+    }
+
+    /// The same, with the path that leads there without links.
+    pub fn real_path(&self, path: &[u8]) -> Result<Option<(Vec<u8>, Inode)>, ReadError> {
         let mut here = self.inode(self.root())?;
         // The directories above `here`, nearest last.
         let mut above: Vec<Inode> = Vec::new();
+        let mut names: Vec<Vec<u8>> = Vec::new();
         let mut pending = components(path);
         let mut followed = 0;
         while let Some(name) = pending.pop() {
@@ -24,6 +30,7 @@ impl Filesystem {
                 b"." => continue,
                 b".." => {
                     here = above.pop().unwrap_or(here);
+                    names.pop();
                     continue;
                 }
                 _ => {}
@@ -31,6 +38,7 @@ impl Filesystem {
             let Some(found) = self.lookup_inode(directory, &name)? else { return Ok(None) };
             let InodeKind::Symlink(target) = &found.kind else {
                 above.push(std::mem::replace(&mut here, found));
+                names.push(name);
                 continue;
             };
             followed += 1;
@@ -41,9 +49,10 @@ impl Filesystem {
             if target.first() == Some(&b'/') {
                 here = above.into_iter().next().unwrap_or(here);
                 above = Vec::new();
+                names = Vec::new();
             }
         }
-        Ok(Some(here))
+        Ok(Some(([&b"/"[..], &names.join(&b'/')].concat(), here)))
     }
 
     /// The content of a regular file of at most `longest` bytes, found as [`Filesystem::resolve`] does; nothing if there
