@@ -28,7 +28,7 @@ pub use trust::Trust;
 
 use crate::image::store::step::Owner;
 use crate::image::store::{IMAGES, STEPS, TAGS, TRASH};
-use crate::sys::{self, file};
+use crate::sys::{self, directory, file};
 
 /// An open store.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Store {
     /// One of its directories, its owner and mode checked; none if it is missing.
     fn directory(&self, name: &'static str) -> Result<Option<OwnedFd>, StoreError> {
         let path = || self.path.join(name);
-        let opened = file::open_subdirectory(self.root.as_fd(), OsStr::new(name))
+        let opened = directory::open_in(self.root.as_fd(), OsStr::new(name))
             .map_err(|source| StoreError::Open { path: path(), source })?;
         if let Some(directory) = &opened {
             self.trust.check(directory.as_fd(), &path())?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::stat::FileStat;
 
 use super::StoreError;
-use crate::sys::file;
+use crate::sys::{directory, file};
 
 /// Permission of others to write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -53,7 +53,7 @@ impl Trust {
         let mut held: Option<OwnedFd> = None;
         loop {
             let here = held.as_ref().map_or(root, |fd| fd.as_fd());
-            let Some(parent) = file::open_subdirectory(here, OsStr::new("..")).map_err(failed)? else {
+            let Some(parent) = directory::open_in(here, OsStr::new("..")).map_err(failed)? else {
                 return Ok(());
             };
             let above = file::stat_of(parent.as_fd()).map_err(failed)?;

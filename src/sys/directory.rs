@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
@@ -13,12 +13,15 @@ use nix::sys::time::TimeSpec;
 use super::Error;
 use super::file::uninterrupted;
 
-/// Opens the directory `name` of `directory`; a link is refused with `ELOOP` or `ENOTDIR`.
-pub fn open_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<File, Error> {
+/// Opens the directory `name` of `directory`, none if there is nothing; a link is refused with `ELOOP` or `ENOTDIR`.
+/// `..` leads up.
+pub fn open_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<OwnedFd>, Error> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    uninterrupted(|| openat(directory, name, flags, Mode::empty()))
-        .map(File::from)
-        .map_err(|errno| Error::new(format!("openat({name:?}, DIRECTORY|NOFOLLOW)"), errno))
+    match uninterrupted(|| openat(directory, name, flags, Mode::empty())) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::new(format!("openat({name:?}, DIRECTORY|NOFOLLOW)"), errno)),
+    }
 }
 
 /// The same with `O_PATH`: to open by name what is in it, which takes no right to list it.
@@ -33,13 +36,15 @@ pub fn open_path_in(directory: BorrowedFd<'_>, name: &OsStr) -> Result<File, Err
 /// it is.
 pub fn make_in(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<File, Error> {
     let mode = Mode::from_bits_truncate(mode);
+    let gone = || Error::new(format!("openat({name:?})"), Errno::ENOENT);
+    let open = || open_in(directory, name)?.map(File::from).ok_or_else(gone);
     match uninterrupted(|| mkdirat(directory, name, mode)) {
         Ok(()) => {
-            let made = open_in(directory, name)?;
+            let made = open()?;
             set_mode(&made, mode.bits())?;
             Ok(made)
         }
-        Err(Errno::EEXIST) => open_in(directory, name),
+        Err(Errno::EEXIST) => open(),
         Err(errno) => Err(Error::new(format!("mkdirat({name:?}, {:o})", mode.bits()), errno)),
     }
 }
@@ -105,12 +110,13 @@ mod tests {
         for make in [false, true] {
             let name = OsStr::new("link");
             let error = match make {
-                true => make_in(opened.as_fd(), name, 0o700),
-                false => open_in(opened.as_fd(), name),
+                true => make_in(opened.as_fd(), name, 0o700).map(drop),
+                false => open_in(opened.as_fd(), name).map(drop),
             };
             let errno = error.unwrap_err().errno;
             assert!([Errno::ELOOP, Errno::ENOTDIR].contains(&errno), "{errno}");
         }
+        assert!(open_in(opened.as_fd(), OsStr::new("none")).unwrap().is_none());
         assert!(touch(opened.as_fd(), OsStr::new("none")).is_err());
         touch(opened.as_fd(), OsStr::new("link")).unwrap();
         let room = room(&opened).unwrap();

@@ -196,16 +196,6 @@ pub fn make_directory(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Res
     }
 }
 
-/// Opens a directory in a directory, which is no link; none if there is nothing. `..` leads up.
-pub fn open_subdirectory(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<OwnedFd>, Error> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match uninterrupted(|| openat(directory, name, flags, Mode::empty())) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(Error::new(format!("openat({name:?}, DIRECTORY|NOFOLLOW)"), errno)),
-    }
-}
-
 /// What an open file or directory is.
 pub fn stat_of(fd: BorrowedFd<'_>) -> Result<FileStat, Error> {
     uninterrupted(|| nix::sys::stat::fstat(fd)).map_err(|errno| Error::new("fstat", errno))
