@@ -55,6 +55,8 @@ fn expected_files() -> Vec<String> {
         "bin/hpcrun",
         "lib/systemd/system/hpcrun-sync.service",
         "lib/systemd/system/hpcrun-sync.timer",
+        "lib/systemd/system/hpcrun-premount@.service",
+        "libexec/hpcrun/hpcrun-premount",
         "share/bash-completion/completions/hpcrun",
         "share/fish/vendor_completions.d/hpcrun.fish",
         "share/hpcrun/apparmor/hpcrun",
@@ -62,6 +64,8 @@ fn expected_files() -> Vec<String> {
         "share/doc/hpcrun/README.md",
         "share/doc/hpcrun/docs/doctor.md",
         "share/doc/hpcrun/examples/slurm-gpu.toml",
+        "share/doc/hpcrun/examples/slurm-prolog",
+        "share/doc/hpcrun/examples/images.toml",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -214,6 +218,10 @@ fn the_units_are_well_formed_and_name_the_installed_program() {
             fs::read_to_string(directory.path().join("lib/systemd/system/hpcrun-sync.service")).unwrap();
         let line = format!("ExecStart={prefix}/bin/hpcrun sync --site /etc/hpcrun/images.toml");
         assert!(service.lines().any(|found| found == line), "{service}");
+        let premount = directory.path().join("lib/systemd/system/hpcrun-premount@.service");
+        let premount = fs::read_to_string(premount).unwrap();
+        let line = format!("ExecStart={prefix}/libexec/hpcrun/hpcrun-premount mount %f");
+        assert!(premount.lines().any(|found| found == line), "{premount}");
         for unit in ["hpcrun-sync.service", "hpcrun-sync.timer"] {
             let text = fs::read_to_string(directory.path().join("lib/systemd/system").join(unit)).unwrap();
             let wrong = text.lines().find(|line| {
