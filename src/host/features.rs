@@ -101,7 +101,7 @@ pub enum DevFuse {
     /// There is none.
     Missing,
     /// It is there and is something else.
-    NotADevice,
+    NotTheDevice,
     /// The kernel's refusal.
     Refused(String),
 }
@@ -135,7 +135,7 @@ fn userns(observed: &Observed) -> Feature {
 fn fuse(kernel: &Kernel, dev_fuse: &DevFuse) -> Feature {
     match dev_fuse {
         DevFuse::Missing => Feature::Absent("there is no /dev/fuse".to_owned()),
-        DevFuse::NotADevice => Feature::Denied("/dev/fuse is not a character device".to_owned()),
+        DevFuse::NotTheDevice => Feature::Absent("/dev/fuse is not the device of FUSE".to_owned()),
         DevFuse::Refused(why) => Feature::Denied(why.clone()),
         DevFuse::Usable => kernel.since(4, 18),
     }
@@ -178,7 +178,7 @@ mod tests {
         for (dev_fuse, usable) in [
             (DevFuse::Usable, true),
             (DevFuse::Missing, false),
-            (DevFuse::NotADevice, false),
+            (DevFuse::NotTheDevice, false),
             (DevFuse::Refused("no".to_owned()), false),
         ] {
             let fuse = Features::derive(&modern, &Observed { dev_fuse, ..good.clone() }).fuse;

@@ -36,6 +36,9 @@ const POLICY_LIMIT_BYTES: u64 = 1 << 20;
 /// The largest time zone file that is taken into the new root; real ones have a few KiB.
 const LOCALTIME_LIMIT_BYTES: u64 = 64 << 10;
 
+/// Of Linux's list of devices: miscellaneous character device 229.
+const FUSE_DEVICE: u64 = libc::makedev(10, 229);
+
 /// Namespaces whose inodes tell one private view of the node from another.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
@@ -236,7 +239,9 @@ fn dev_fuse() -> DevFuse {
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => DevFuse::Missing,
         Err(error) => DevFuse::Refused(sys::Error::from_io("stat(\"/dev/fuse\")", &error).to_string()),
-        Ok(metadata) if !metadata.file_type().is_char_device() => DevFuse::NotADevice,
+        Ok(metadata) if !metadata.file_type().is_char_device() || metadata.rdev() != FUSE_DEVICE => {
+            DevFuse::NotTheDevice
+        }
         Ok(_) => match caller::may_read_and_write(path) {
             Ok(()) => DevFuse::Usable,
             Err(error) => DevFuse::Refused(error.to_string()),

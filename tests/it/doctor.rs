@@ -91,7 +91,9 @@ fn spoilt_nodes() {
         (null, "/dev/shm", "warn", "mount -t tmpfs"),
         ("mount -t tmpfs -o size=1m,mode=1777 none /dev/shm", "/dev/shm", "warn", "--shm-size"),
         ("mount -t tmpfs -o noexec,mode=1777,size=500m none /dev/shm", "/dev/shm", "ok", "noexec"),
+        ("mount --bind /dev/null /dev/fuse", "/dev/fuse", "no", "is not the device of FUSE"),
         ("mount -t tmpfs -o mode=700 none /home", "home directory", "warn", "--no-home"),
+        ("mount -t tmpfs -o mode=700 none /home/hpcrun-test", "home directory", "warn", "Permission denied"),
         ("mount -t tmpfs -o mode=755 none /home", "home directory", "warn", "does not exist"),
         ("mount --bind /dev/null /proc/filesystems", "fuse module", "n/a", "cannot read"),
         ("ulimit -n 64", "open files", "warn", "ulimit -n 4096"),
@@ -99,6 +101,31 @@ fn spoilt_nodes() {
         ("export TMPDIR=/proc", "temporary files", "warn", "TMPDIR"),
         ("export SSL_CERT_FILE=/dev/null", "certificates", "ok", "/dev/null"),
         ("export SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_NTASKS=4", "launcher", "ok", "--mpi=pmix"),
+        (
+            "mount -t tmpfs -o noexec,mode=1777,size=500m none /mnt; export TMPDIR=/mnt",
+            "temporary files",
+            "ok",
+            "noexec",
+        ),
+        ("mount -t proc -o hidepid=2 none /proc", "hidepid", "ok", "hidepid="),
+        (
+            "mount -t tmpfs -o size=4k,mode=777 none /home/hpcrun-test; head -c 4096 /dev/zero >/home/hpcrun-test/x",
+            "home file system",
+            "warn",
+            ", 0 MiB free",
+        ),
+        (
+            "mount -t tmpfs -o ro none /home/hpcrun-test",
+            "user's images",
+            "warn",
+            "is to be made, but /home/hpcrun-test is not writable for you",
+        ),
+        (
+            "mount -t tmpfs -o mode=755 none /srv; echo '[bnds]' >/srv/p; export HPCRUN_POLICY=/srv/p",
+            "site policy",
+            "no",
+            "/srv/p:1:2: ",
+        ),
         ("export HPCRUN_POLICY=/nonexistent", "site policy", "no", "which does not exist"),
     ] {
         let (code, report) = spoilt(script);

@@ -14,6 +14,9 @@ pub(super) fn dev_fuse(facts: &DoctorFacts) -> Check {
         Feature::Absent(why) if why.contains("/dev/fuse") && inside => {
             Check::no(name, why, &["start the container with --device /dev/fuse"])
         }
+        Feature::Absent(why) if why.contains("is not") => {
+            Check::no(name, why, &["as root: rm /dev/fuse && mknod -m 0666 /dev/fuse c 10 229"])
+        }
         Feature::Absent(why) if why.contains("/dev/fuse") => Check::no(name, why, LOAD_MODULE),
         Feature::Absent(why) => Check::no(name, why, &["use a newer kernel"]),
         Feature::Denied(why) => {

@@ -36,13 +36,22 @@ pub fn policy(file: &Path, outcome: &PolicyOutcome) -> Check {
 pub fn keep(keep: &Keep) -> Check {
     let path = keep.path.display();
     match (&keep.kind, keep.wanted) {
-        (Kind::Missing, Wanted::Own) => Check::ok(keep.name, format!("{path}, made when first needed")),
+        (Kind::Missing, Wanted::Own) => match flaw(keep, Wanted::Own) {
+            Some((flaw, remedy)) => {
+                Check::warn(keep.name, format!("{path} is to be made, but {flaw}"), &[&remedy])
+            }
+            None => Check::ok(keep.name, format!("{path}, made when first needed")),
+        },
         (Kind::Missing, _) => {
             let make = match keep.wanted {
                 Wanted::Node => format!("as root: mkdir -m 1777 {path}"),
                 _ => format!("as root: mkdir -m 0755 {path}, or mount it on this node"),
             };
             Check::warn(keep.name, format!("{path} does not exist on this node"), &[&make])
+        }
+        (Kind::Unreachable(why), Wanted::Own) => {
+            let remedy = "check its permissions, or name another directory: HPCRUN_STORE=DIR";
+            Check::warn(keep.name, format!("{path}: {why}"), &[remedy])
         }
         (Kind::Unreachable(why), _) => {
             Check::warn(keep.name, format!("{path}: {why}"), &[&format!("as root: chmod a+rx {path}")])
@@ -51,7 +60,7 @@ pub fn keep(keep: &Keep) -> Check {
             Check::warn(keep.name, format!("{path} is not a directory"), &[&format!("as root: ls -l {path}")])
         }
         (Kind::Directory, wanted) => match flaw(keep, wanted) {
-            Some((flaw, remedy)) => Check::warn(keep.name, format!("{path} {flaw}"), &[&remedy]),
+            Some((flaw, remedy)) => Check::warn(keep.name, flaw, &[&remedy]),
             None => {
                 let place = keep.place.as_ref();
                 let room = place.map(|place| format!(", {} free", mebibytes(place.free_bytes)));
@@ -61,34 +70,35 @@ pub fn keep(keep: &Keep) -> Check {
     }
 }
 
-/// What is wrong with a directory that is there, and the remedy.
+/// What is wrong with a directory, or with the one that it would be made in, and the remedy.
 fn flaw(keep: &Keep, wanted: Wanted) -> Option<(String, String)> {
-    let path = keep.path.display();
     let place = keep.place.as_ref();
+    let path = place.map_or(&keep.path, |place| &place.path).display();
     let mode = keep.mode.unwrap_or(0);
     if wanted == Wanted::Site && mode & 0o022 != 0 {
-        let flaw = format!("can be written by others (mode {mode:04o})");
+        let flaw = format!("{path} can be written by others (mode {mode:04o})");
         return Some((flaw, format!("as root: chmod go-w {path}")));
     }
     if wanted == Wanted::Node && mode & 0o1000 == 0 && mode & 0o002 != 0 {
-        let flaw = format!("lets users remove each other's files (mode {mode:04o})");
+        let flaw = format!("{path} lets users remove each other's files (mode {mode:04o})");
         return Some((flaw, format!("as root: chmod +t {path}")));
     }
     if wanted == Wanted::Node && place.is_some_and(super::Place::is_shared) {
         let kind = place.map(|place| place.kind.clone()).unwrap_or_default();
-        let flaw = format!("is on {kind}, which other nodes share: a cache there saves nothing");
+        let flaw = format!("{path} is on {kind}, which other nodes share: a cache there saves nothing");
         return Some((flaw, "name a directory on a local disk or tmpfs: [store] node_cache".to_owned()));
     }
     if wanted != Wanted::Site && place.is_some_and(|place| !place.writable) {
         let remedy = match wanted {
             Wanted::Node => format!("as root: chmod 1777 {path}"),
-            _ => format!("chmod u+wx {path}, or is its file system mounted read-only?"),
+            _ => "name another directory: HPCRUN_STORE=DIR; is the file system mounted read-only?".to_owned(),
         };
-        return Some(("is not writable for you".to_owned(), remedy));
+        return Some((format!("{path} is not writable for you"), remedy));
     }
     let free = place.map_or(u64::MAX, |place| place.free_bytes);
     if wanted != Wanted::Site && free < keep.room_bytes {
-        let flaw = format!("has {} free and should have {}", mebibytes(free), mebibytes(keep.room_bytes));
+        let flaw =
+            format!("{path} has {} free and should have {}", mebibytes(free), mebibytes(keep.room_bytes));
         return Some((flaw, "hpcrun gc; or remove other files there".to_owned()));
     }
     None

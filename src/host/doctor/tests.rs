@@ -259,6 +259,10 @@ fn users_and_homes() {
     }
     let noexec = with(|f| f.user.home_place.as_mut().unwrap().noexec = true);
     check(&noexec, "home file system", Fine, "images in it can");
+    let read_only = with(|f| f.user.home_place.as_mut().unwrap().writable = false);
+    check(&read_only, "home file system", Fine, "not writable for you");
+    let full = with(|f| f.user.home_place.as_mut().unwrap().free_bytes = 1 << 20);
+    check(&full, "home file system", Warn, "1 MiB free remove files there");
 }
 
 #[test]
@@ -393,7 +397,10 @@ fn directories_that_images_are_kept_in() {
     for (case, status, words) in [
         (directory(Wanted::Own, 0o700), Fine, "8192 MiB free"),
         (is(directory(Wanted::Own, 0), Kind::Missing), Fine, "made when first needed"),
+        (closed(is(directory(Wanted::Own, 0), Kind::Missing)), Warn, "made, but /images is not writable"),
+        (full(is(directory(Wanted::Own, 0), Kind::Missing)), Warn, "made, but /images has 1 MiB free"),
         (full(directory(Wanted::Own, 0o700)), Warn, "hpcrun gc"),
+        (is(directory(Wanted::Own, 0), Kind::Unreachable("EACCES".into())), Warn, "HPCRUN_STORE=DIR"),
         (closed(directory(Wanted::Own, 0o700)), Warn, "not writable for you"),
         (directory(Wanted::Site, 0o755), Fine, "/images"),
         (closed(full(directory(Wanted::Site, 0o755))), Fine, "/images"),

@@ -3,6 +3,9 @@
 use super::{Check, DoctorFacts, Place};
 use crate::host::Kind;
 
+/// What a session needs for its own small files.
+const ROOM_WANTED_BYTES: u64 = 16 << 20;
+
 pub(super) fn user(facts: &DoctorFacts) -> Check {
     let user = &facts.user;
     if user.known {
@@ -78,8 +81,19 @@ pub(super) fn home_file_system(facts: &DoctorFacts) -> Check {
     if place.noexec {
         notes.push("noexec: programs in it cannot be run, inside or outside; images in it can");
     }
+    if !place.writable {
+        notes.push("not writable for you");
+    }
     let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
-    Check::ok(name, format!("{kind}, {} free{notes}", super::mebibytes(place.free_bytes)))
+    let detail = format!("{kind}, {} free{notes}", super::mebibytes(place.free_bytes));
+    if place.size_bytes > 0 && place.free_bytes < ROOM_WANTED_BYTES {
+        return Check::warn(
+            name,
+            detail,
+            &["remove files there; 'hpcrun gc' finds images that nothing names"],
+        );
+    }
+    Check::ok(name, detail)
 }
 
 fn uses_kerberos(place: &Place) -> bool {

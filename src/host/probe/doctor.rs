@@ -75,7 +75,7 @@ pub fn keep(name: &'static str, path: &Path, wanted: Wanted, room_bytes: u64) ->
         kind: fact.kind,
         owner: metadata.as_ref().map(std::fs::Metadata::uid),
         mode: metadata.map(|metadata| metadata.mode() & 0o7777),
-        place: place(path),
+        place: path.ancestors().find_map(place),
         wanted,
         room_bytes,
     }
@@ -133,7 +133,8 @@ fn user(host: &Host) -> UserFacts {
         known: host.user.known,
         groups: host.user.groups.iter().filter(|group| **group != host.user.gid).count(),
         home: home.map(Path::to_owned),
-        home_fact: home.map(path_fact),
+        // The dot asks whether it can be entered.
+        home_fact: home.map(|home| path_fact(&home.join("."))),
         home_place: home.and_then(place),
     }
 }
