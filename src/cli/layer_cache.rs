@@ -35,7 +35,7 @@ pub(crate) fn open(options: &ConvertOptions, policy: &Policy) -> Option<LayerCac
     let path = match (asked, &site.layer_cache) {
         (Some(path), _) if path == Path::new(AUTO) => default_directory(),
         (Some(path), _) => Ok(path.to_owned()),
-        (None, Some(template)) => expand(template),
+        (None, Some(template)) => expand(&template.value),
         (None, None) => return None,
     };
     let most = site.layer_cache_size.as_ref().map(|size| size.value);

@@ -167,17 +167,24 @@ impl Host {
 
     /// The values behind the site policy's trusted variables; those that the host cannot vouch for are left out.
     pub fn trusted_variables(&self) -> Vec<(&'static str, OsString)> {
+        self.user.trusted_variables(self.hostname.clone())
+    }
+}
+
+impl User {
+    /// As [`Host::trusted_variables`], on the node `hostname`.
+    pub fn trusted_variables(&self, hostname: OsString) -> Vec<(&'static str, OsString)> {
         let mut values = vec![
-            ("UID", OsString::from(self.user.uid.to_string())),
-            ("GID", OsString::from(self.user.gid.to_string())),
-            ("HOSTNAME", self.hostname.clone()),
+            ("UID", OsString::from(self.uid.to_string())),
+            ("GID", OsString::from(self.gid.to_string())),
+            ("HOSTNAME", hostname),
         ];
-        if !self.user.group_name.is_empty() {
-            values.push(("GROUP", self.user.group_name.clone()));
+        if !self.group_name.is_empty() {
+            values.push(("GROUP", self.group_name.clone()));
         }
-        if self.user.known {
-            values.push(("USER", self.user.name.clone()));
-            values.extend(self.user.home.iter().map(|home| ("HOME", home.clone().into_os_string())));
+        if self.known {
+            values.push(("USER", self.name.clone()));
+            values.extend(self.home.iter().map(|home| ("HOME", home.clone().into_os_string())));
         }
         values
     }

@@ -60,7 +60,7 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
     let launcher = launcher(&environment);
     Ok(Host {
         user: user(&ids, &environment),
-        hostname: nix::unistd::gethostname().unwrap_or_default(),
+        hostname: hostname(),
         cwd: caller::working_directory().ok(),
         features: Features::derive(&kernel, &observed),
         kernel,
@@ -78,6 +78,16 @@ pub fn probe_for_launch(environment: Environment) -> Result<Host, ProbeError> {
             .filter(|bytes| bytes.starts_with(b"TZif")),
         gpu: super::gpu::GpuFacts::default(),
     })
+}
+
+/// The values behind the site policy's trusted variables, for verbs that launch nothing.
+pub fn trusted_variables(environment: &Environment) -> Result<Vec<(&'static str, OsString)>, ProbeError> {
+    let ids = caller::ids().map_err(ProbeError::Caller)?;
+    Ok(user(&ids, environment).trusted_variables(hostname()))
+}
+
+fn hostname() -> OsString {
+    nix::unistd::gethostname().unwrap_or_default()
 }
 
 /// Finds out what the host has at each of `paths`, all absolute.
@@ -323,12 +333,14 @@ pub enum PolicyFileError {
         source: io::Error,
     },
     /// The file's text.
-    #[error("site policy {} is not UTF-8 (at byte {offset})", path.display())]
+    #[error("{}:{line}:{column}: not UTF-8", path.display())]
     NotText {
         /// As asked.
         path: PathBuf,
-        /// The first wrong byte.
-        offset: usize,
+        /// Of the first wrong byte, 1-based.
+        line: usize,
+        /// Characters of the line before it, and one.
+        column: usize,
     },
     /// Its size.
     #[error("site policy {} is larger than {POLICY_LIMIT_BYTES} bytes", path.display())]
@@ -352,7 +364,10 @@ impl Hint for PolicyFileError {
     fn hints(&self) -> Vec<String> {
         match self {
             PolicyFileError::Untrusted { remedy, .. } => vec![format!("as root: {remedy}")],
-            _ => vec!["the site policy must be readable by everybody: ask the administrator".to_owned()],
+            PolicyFileError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                vec!["the site policy must be readable by everybody: ask the administrator".to_owned()]
+            }
+            _ => Vec::new(),
         }
     }
 }
@@ -388,7 +403,7 @@ fn policy_drop_ins(path: &Path, must_be_trusted: bool) -> Result<Vec<PathBuf>, P
     let read_error = |source| PolicyFileError::Read { path: directory.clone(), source };
     let entries = match directory.read_dir() {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_absent(&directory, &error) => return Ok(Vec::new()),
         Err(error) => return Err(read_error(error)),
     };
     if must_be_trusted {
@@ -406,6 +421,13 @@ fn policy_drop_ins(path: &Path, must_be_trusted: bool) -> Result<Vec<PathBuf>, P
     Ok(paths)
 }
 
+/// Whether there never was a policy. A link to what is not there, on a file system that is not mounted yet, is one that
+/// cannot be read.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    let leads_nowhere = |path: &Path| path.is_symlink() && !path.exists();
+    error.kind() == io::ErrorKind::NotFound && !path.ancestors().take(2).any(leads_nowhere)
+}
+
 /// NONBLOCK: a fifo under the policy's name must not hang every launch.
 fn open_policy(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
@@ -417,7 +439,7 @@ pub fn read_policy(path: &Path) -> Result<Option<String>, PolicyFileError> {
     let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
     let file = match open_policy(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_absent(path, &error) => return Ok(None),
         Err(error) => return Err(read_error(error)),
     };
     let metadata = file.metadata().map_err(read_error)?;
@@ -445,9 +467,15 @@ fn policy_text(path: &Path, file: File) -> Result<String, PolicyFileError> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length > POLICY_LIMIT_BYTES) {
         return Err(PolicyFileError::TooLarge { path: path.to_owned() });
     }
-    String::from_utf8(bytes).map_err(|error| PolicyFileError::NotText {
-        path: path.to_owned(),
-        offset: error.utf8_error().valid_up_to(),
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let valid = String::from_utf8_lossy(valid);
+        let last = valid.rsplit('\n').next().unwrap_or_default();
+        PolicyFileError::NotText {
+            path: path.to_owned(),
+            line: valid.matches('\n').count().saturating_add(1),
+            column: last.chars().count().saturating_add(1),
+        }
     })
 }
 

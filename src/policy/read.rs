@@ -54,6 +54,8 @@ pub fn read_rules(document: &Document<'_>) -> Rules {
 
 fn read_home(mut section: Section<'_, '_>) -> Home {
     let home = Home { bind: section.boolean("bind"), read_only: section.boolean("read_only") };
+    let read_only = home.read_only.as_ref().filter(|read_only| read_only.value);
+    note_idle(section.document(), read_only, "home.read_only", home.bind.as_ref(), "home.bind");
     section.finish();
     home
 }
@@ -87,15 +89,39 @@ fn read_convert(mut section: Section<'_, '_>) -> ConvertLimits {
         max_xattrs_bytes: section.size_bytes("max_xattrs"),
         max_sparse_segments: section.number("max_sparse_segments", 1..=u64::from(u32::MAX)),
         max_jobs: section.number("max_jobs", 1..=1024),
-        layer_cache: section
-            .string("layer_cache")
-            .and_then(|text| paths::absolute(section.document(), &text, "convert.layer_cache")),
+        layer_cache: paths::read_template(&mut section, "layer_cache"),
         layer_cache_size: section.size_bytes("layer_cache_size"),
         allow_layer_cache: section.boolean("allow_layer_cache"),
         allow_foreign_layers: section.boolean("allow_foreign_layers"),
     };
+    let allowed = limits.allow_layer_cache.as_ref();
+    note_idle(
+        section.document(),
+        limits.layer_cache.as_ref(),
+        "convert.layer_cache",
+        allowed,
+        "convert.allow_layer_cache",
+    );
     section.finish();
     limits
+}
+
+/// What another value switches off was meant to do something: one of the two is a mistake.
+fn note_idle<T>(
+    document: &Document<'_>,
+    idle: Option<&Located<T>>,
+    name: &str,
+    switch: Option<&Located<bool>>,
+    switch_name: &str,
+) {
+    if let (Some(idle), Some(switch)) = (idle, switch.filter(|switch| !switch.value)) {
+        let place = document.place(switch.at, idle.at);
+        document.note_at(
+            idle.at,
+            format!("{name} means nothing while {switch_name} is false, {place}"),
+            None,
+        );
+    }
 }
 
 fn read_policy(mut section: Section<'_, '_>) -> PolicyRules {

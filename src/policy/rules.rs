@@ -227,7 +227,7 @@ pub struct ConvertLimits {
     /// Compressing threads.
     pub max_jobs: Option<Located<u64>>,
     /// Directory of each user's layer cache; none means that there is one only if the user names it.
-    pub layer_cache: Option<Template>,
+    pub layer_cache: Option<Located<Template>>,
     /// Bytes that a layer cache may take.
     pub layer_cache_size: Option<Located<u64>>,
     /// Whether layers may be kept in a layer cache; none means yes.

@@ -644,9 +644,9 @@ fn what_is_no_policy_file_is_refused() {
     };
     let error = probe::read_policy(dir.path()).unwrap_err();
     assert!(error.to_string().starts_with("cannot read site policy"), "{error}");
-    fs::write(&path, b"# \xff\n").unwrap();
+    fs::write(&path, b"[home]\nbind = \xc3\xa9\xff").unwrap();
     let error = probe::read_policy(&path).unwrap_err().to_string();
-    assert!(error.ends_with("is not UTF-8 (at byte 2)"), "{error}");
+    assert!(error.ends_with("policy.toml:2:9: not UTF-8"), "{error}");
     fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
     assert!(probe::read_policy(&path).unwrap_err().to_string().contains("larger than 1048576 bytes"));
     // A fifo must not hang every launch, and a link is followed to what it names.
@@ -657,8 +657,12 @@ fn what_is_no_policy_file_is_refused() {
     let link = dir.path().join("link.toml");
     symlink(&path, &link).unwrap();
     assert_eq!(probe::read_policy(&link).unwrap().as_deref(), Some(""));
+    // The file system behind it may come back, and its rules with it.
     symlink("/tmp/nonexistent-policy", dir.path().join("dangling")).unwrap();
-    assert_eq!(probe::read_policy(&dir.path().join("dangling")).unwrap(), None);
+    for gone in ["dangling", "dangling/policy.toml"] {
+        let error = probe::read_policy(&dir.path().join(gone)).unwrap_err();
+        assert!(error.to_string().contains("cannot read site policy"), "{error}");
+    }
 }
 
 #[test]
@@ -794,6 +798,22 @@ fn what_the_keys_of_sections_want() {
         ),
         ("[store]\nnode_cache_size = \"20GB!\"", "2:19: store.node_cache_size: \"20GB!\" is not a size"),
         ("[store]\nnode_cache_min = 0", "2:18: store.node_cache_min must be 1 to 18446744073709551615"),
+        (
+            "[store]\nnode_cache_min = 4097\nnode_cache_size = \"4 KiB\"",
+            "2:18: store.node_cache_min is more than the cache holds, line 3",
+        ),
+        (
+            "[store]\nuser_dir = \"/x/$USER\"\nallow_user = false",
+            "2:12: store.user_dir means nothing while store.allow_user is false, line 3",
+        ),
+        (
+            "[home]\nbind = false\nread_only = true",
+            "3:13: home.read_only means nothing while home.bind is false, line 2",
+        ),
+        (
+            "[convert]\nallow_layer_cache = false\nlayer_cache = \"/x\"",
+            "3:15: convert.layer_cache means nothing while convert.allow_layer_cache is false, line 2",
+        ),
         ("[store]\nshort_names = { \"a/b\" = \"x\" }", "2:17: \"a/b\" is no short name"),
         (
             "[store]\nshort_names = { a = \"X\" }",

@@ -74,6 +74,13 @@ pub(super) fn read_plain(section: &mut Section<'_, '_>, key: &'static str) -> Op
     Some(Located { value, at: text.at })
 }
 
+/// The path with variables under `key`.
+pub(super) fn read_template(section: &mut Section<'_, '_>, key: &'static str) -> Option<Located<Template>> {
+    let text = section.string(key)?;
+    let value = absolute(section.document(), &text, &section.full(key))?;
+    Some(Located { value, at: text.at })
+}
+
 /// The list of plain paths under `key`.
 pub(super) fn read_plain_list(
     section: &mut Section<'_, '_>,

@@ -1,18 +1,15 @@
 //! `[store]`
 
-use super::paths::{absolute, read_plain};
+use super::note_idle;
+use super::paths::{read_plain, read_template};
 use crate::image::reference::Reference;
-use crate::policy::file::{Located, Section};
+use crate::policy::file::Section;
 use crate::policy::rules::Store;
 use crate::policy::rules::store::ShortName;
 
 pub(super) fn read_store(mut section: Section<'_, '_>) -> Store {
-    let user_dir = section.string("user_dir").and_then(|text| {
-        let value = absolute(section.document(), &text, "store.user_dir")?;
-        Some(Located { value, at: text.at })
-    });
     let store = Store {
-        user_dir,
+        user_dir: read_template(&mut section, "user_dir"),
         site_dir: read_plain(&mut section, "site_dir"),
         node_cache: read_plain(&mut section, "node_cache"),
         node_cache_size_bytes: section.size_bytes("node_cache_size"),
@@ -21,6 +18,18 @@ pub(super) fn read_store(mut section: Section<'_, '_>) -> Store {
         allow_pull_in_jobs: section.boolean("allow_pull_in_jobs"),
         short_names: read_short_names(&mut section),
     };
+    let document = section.document();
+    let (user_dir, allowed) = (store.user_dir.as_ref(), store.allow_user.as_ref());
+    note_idle(document, user_dir, "store.user_dir", allowed, "store.allow_user");
+    if let (Some(least), Some(size)) = (&store.node_cache_min_bytes, &store.node_cache_size_bytes)
+        && least.value > size.value
+    {
+        let what = format!(
+            "store.node_cache_min is more than the cache holds, {}",
+            document.place(size.at, least.at)
+        );
+        document.note_at(least.at, what, None);
+    }
     section.finish();
     store
 }
