@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crate::cli::convert_args::{Compressor, Convert, ConvertOptions};
 use crate::cli::progress::Display;
-use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::report::Failure;
 use crate::cli::{layer_cache, limits, registries_conf, registry, site, site_registries, size};
 use crate::convert::source::registry::{RegistriesConf, RegistryOptions};
 use crate::convert::source::{self, Ownership, Source, SourceImage, SourceOptions};
@@ -148,11 +148,14 @@ fn refuse_in_step(policy: &Policy) -> Result<(), Failure> {
         return Ok(());
     }
     let ranks = step.ranks.map_or_else(|| "several".to_owned(), |ranks| ranks.to_string());
-    let rule = allowed.map(|allowed| format!(" ({})", policy.rule(allowed.at, "[store] allow_pull_in_jobs")));
-    let what = format!("not pulling in each of {ranks} ranks of a job step{}", rule.unwrap_or_default());
-    Err(Failure::plain(what)
-        .with_status(STATUS_REFUSED)
-        .hint("pull once, before the step: on a login node or in the batch script, without srun or mpirun")
+    let key = "[store] allow_pull_in_jobs";
+    let refusal = Refusal {
+        what: format!("pulling in each of {ranks} ranks of a job step"),
+        rule: allowed.map_or_else(|| policy.whole(key), |allowed| policy.rule(allowed.at, key)),
+        allowed: "pull once, before the step: on a login node or in the batch script, without srun or mpirun"
+            .to_owned(),
+    };
+    Err(Failure::refused(&refusal)
         .hint("then start the ranks with the image's name: srun hpcrun exec NAME COMMAND"))
 }
 
@@ -162,7 +165,7 @@ fn allow_foreign(options: &ConvertOptions, policy: &Policy) -> Result<bool, Fail
         (false, Some(rule)) if options.allow_foreign => {
             let what = "foreign layers (--allow-foreign)".to_owned();
             let refusal = Refusal { what, rule, allowed: "layers that the registry itself has".to_owned() };
-            Err(Failure::new(&refusal).with_status(STATUS_REFUSED))
+            Err(Failure::refused(&refusal))
         }
         (allowed, _) => Ok(allowed || options.allow_foreign),
     }

@@ -20,7 +20,7 @@ use crate::cli::mpi;
 use crate::cli::node_cache;
 use crate::cli::output;
 use crate::cli::profile::{self, Choice};
-use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::report::Failure;
 use crate::cli::site;
 use crate::host::{Host, probe};
 use crate::launch;
@@ -137,7 +137,11 @@ fn launch(
     complete(&mut request, &Ambient(&environment));
     let host = probe::probe_for_launch(environment).map_err(|error| Failure::new(&error))?;
     let policy = site::policy()?;
-    let image = image_word::locate_for_launch(image, &policy, &host.environment)?;
+    let image = image_word::locate_for_launch(image, &policy, &host.environment).inspect_err(|failure| {
+        if !options.explain {
+            LaunchLog::begin(&policy, &host, image).failed(failure);
+        }
+    })?;
     let reading = Reading::new(options, &policy);
     if options.explain {
         let (plan, _, _) = planned(&request, &image, &reading, host, &policy, None)?;
@@ -196,7 +200,7 @@ fn planned(
     let fits =
         |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
     probe::add_globs(&mut host, modules::globs_to_probe(request, &modules), &fits);
-    let wish = launch::gpu::wish(request, policy).map_err(|refusal| plan_failure(&refusal.into()))?;
+    let wish = launch::gpu::wish(request, policy).map_err(|refusal| Failure::refused(&refusal))?;
     host.gpu = probe::gpu(&wish);
     let paths = launch::paths_to_probe(request, &modules, policy, &host);
     probe::add_paths(&mut host, paths);
@@ -255,7 +259,7 @@ fn served(
                 let image = ImageFile::open_verified(source, verify)?;
                 // What it is, only the opened file says.
                 let judged = policy.image(source, &image_traits::of(&image, policy)?, plan.uid);
-                judged.map_err(|refusal| Failure::new(&refusal).with_status(STATUS_REFUSED))?;
+                judged.map_err(|refusal| Failure::refused(&refusal))?;
                 images.push(image.filesystem);
             }
             _ => {}
@@ -265,10 +269,9 @@ fn served(
 }
 
 pub(crate) fn plan_failure(error: &PlanError) -> Failure {
-    let failure = Failure::new(error);
     match error {
-        PlanError::Refused(refusal) => failure.refused_by(&refusal.rule),
-        _ => failure,
+        PlanError::Refused(refusal) => Failure::refused(refusal),
+        error => Failure::new(error),
     }
 }
 

@@ -1,16 +1,13 @@
 //! The layer cache and the order of data, as asked for.
 
 use std::env::var_os;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::cli::convert_args::ConvertOptions;
 use crate::cli::report::{Failure, chain};
+use crate::cli::site::expand;
 use crate::convert::{LayerCache, Order};
 use crate::policy::Policy;
-use crate::policy::decide::Variables;
-use crate::policy::template::Template;
-use crate::sys::caller;
 
 /// The word that stands for the directory of the XDG specification.
 const AUTO: &str = "auto";
@@ -47,20 +44,6 @@ pub(crate) fn open(options: &ConvertOptions, policy: &Policy) -> Option<LayerCac
             None
         }
     }
-}
-
-/// A path as the site wrote it, its variables replaced.
-pub(crate) fn expand(template: &Template) -> Result<PathBuf, String> {
-    let uid = caller::effective_uid();
-    let mut trusted = vec![("UID", OsString::from(uid.to_string()))];
-    if let Ok(Some(entry)) = caller::user_entry(uid) {
-        trusted.extend([("USER", entry.name), ("HOME", entry.home.into_os_string())]);
-    }
-    let environment: Vec<_> = std::env::vars_os().collect();
-    let variables = Variables { trusted: &trusted, environment: &environment };
-    let expanded = template.expand(&variables).map_err(|unset| unset.to_string())?;
-    let path = PathBuf::from(expanded.text);
-    if path.is_absolute() { Ok(path) } else { Err(format!("{} is not an absolute path", path.display())) }
 }
 
 /// A relative path in XDG_CACHE_HOME is to be ignored, says the specification.

@@ -1,6 +1,6 @@
 //! The site's limits on conversions: into the budget of one and, when an image exceeds it, back to the rule.
 
-use crate::cli::report::{Failure, STATUS_REFUSED, chain};
+use crate::cli::report::{Failure, chain};
 use crate::convert::{Budget, ConvertError, Limit};
 use crate::policy::file::Located;
 use crate::policy::rules::ConvertLimits;
@@ -42,12 +42,13 @@ pub(crate) fn failure(error: &ConvertError, policy: &Policy) -> Failure {
     let allowed =
         "the site may set a larger limit; smaller layers or fewer files may pass this one".to_owned();
     let refusal = Refusal { what: chain(error), rule, allowed };
-    Failure::new(&refusal).with_status(STATUS_REFUSED)
+    Failure::refused(&refusal)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::report::STATUS_REFUSED;
     use std::path::Path;
 
     fn policy(text: &str) -> Policy {
@@ -78,6 +79,7 @@ mod tests {
         let error = |limit| ConvertError::Layers(budget(&policy.rules().convert).exceeded(limit));
         let refused = failure(&error(Limit::Layers), &policy);
         assert_eq!(refused.status, STATUS_REFUSED);
+        assert_eq!(refused.rule(), Some("policy.toml:3 [convert] max_layers"));
         let text = "refused by site policy: cannot use the image: layers of the image exceed the limit of 2 \
                     (policy.toml:3 [convert] max_layers)";
         assert_eq!(refused.message(), text);

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::cli::convert_args::RegistryArgs;
-use crate::cli::report::{Failure, STATUS_REFUSED, chain};
+use crate::cli::report::{Failure, chain};
 use crate::convert::source::registry::{
     AuthEnvironment, AuthFile, PlainHttp, Proxies, RegistriesConf, RegistryOptions, candidate_paths,
 };
@@ -20,9 +20,7 @@ pub(crate) fn options(
 ) -> Result<RegistryOptions, Failure> {
     if let Some(at) = registries.blocked(reference) {
         let failure = Failure::plain(format!("pulling {reference} is blocked by {at}"));
-        return Err(failure
-            .with_status(STATUS_REFUSED)
-            .hint("this is no rule of hpcrun's own, podman follows it too"));
+        return Err(failure.refused_by(&at).hint("this is no rule of hpcrun's own, podman follows it too"));
     }
     let environment = auth_environment(args.authfile.as_deref());
     let auth_files = auth_files(&environment, args.authfile.is_some())?;

@@ -1,11 +1,11 @@
 //! How a failure reaches the user: one line with the chain of causes, then hints, then the exit status.
 
 use std::error::Error;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 
 use crate::hint::Hint;
-use crate::policy::Rule;
+use crate::policy::Refusal;
 
 /// hpcrun failed before the job began.
 pub(crate) const STATUS_FAILED: u8 = 125;
@@ -71,8 +71,13 @@ impl Failure {
         self
     }
 
-    /// The same, refused by this rule of the site's.
-    pub(crate) fn refused_by(self, rule: &Rule) -> Failure {
+    /// The site says no.
+    pub(crate) fn refused(refusal: &Refusal) -> Failure {
+        Failure::new(refusal).refused_by(&refusal.rule)
+    }
+
+    /// The same, refused by this rule.
+    pub(crate) fn refused_by(self, rule: &dyn Display) -> Failure {
         Failure { status: STATUS_REFUSED, rule: Some(rule.to_string()), ..self }
     }
 

@@ -1,9 +1,11 @@
-//! The site's policy files: found, read, parsed.
+//! The site's policy: its files found, read and parsed, its paths expanded.
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::report::Failure;
+use crate::cli::report::{Failure, chain};
 use crate::host::probe;
+use crate::policy::decide::Variables;
+use crate::policy::template::Template;
 use crate::policy::{POLICY_PATH, Policy, PolicyError, PolicyFile};
 
 /// The variable that names another policy than the site's.
@@ -41,6 +43,16 @@ pub(crate) fn parsed(path: Option<&Path>) -> Result<Result<Policy, PolicyError>,
         None => trusted(Path::new(POLICY_PATH))?,
     };
     Ok(Policy::of_files(files))
+}
+
+/// A path as the site wrote it, its variables replaced as in a launch.
+pub(crate) fn expand(template: &Template) -> Result<PathBuf, String> {
+    let environment = std::env::vars_os().collect();
+    let trusted = probe::trusted_variables(&environment).map_err(|error| chain(&error))?;
+    let variables = Variables { trusted: &trusted, environment: &environment };
+    let expanded = template.expand(&variables).map_err(|unset| unset.to_string())?;
+    let path = PathBuf::from(expanded.text);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{} is not an absolute path", path.display())) }
 }
 
 fn trusted(path: &Path) -> Result<Vec<PolicyFile>, Failure> {

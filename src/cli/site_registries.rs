@@ -1,6 +1,6 @@
 //! What the site's policy says of where an image comes from, laid over `registries.conf`.
 
-use crate::cli::report::{Failure, STATUS_REFUSED};
+use crate::cli::report::Failure;
 use crate::convert::source::SourceImage;
 use crate::convert::source::registry::{Place, RegistriesConf};
 use crate::image::reference::{Reference, SourceReference};
@@ -16,7 +16,7 @@ pub(crate) fn of(
     let SourceReference::Registry(name) = reference else {
         return Ok(registries);
     };
-    check(name, &registries, policy).map_err(refused)?;
+    check(name, &registries, policy).map_err(|refusal| Failure::refused(&refusal))?;
     for rule in &policy.rules().images.mirrors {
         let place = policy.rule(rule.registry.at, "[images] mirrors");
         let locations: Vec<String> = rule.mirrors.iter().map(location).collect();
@@ -49,15 +49,11 @@ pub(crate) fn check_digests(image: &SourceImage, policy: &Policy) -> Result<(), 
     }
     let layers = image.layers.iter().flat_map(|layer| layer.digest.iter().chain(&layer.diff_id));
     for digest in [&image.manifest_digest].into_iter().chain(layers) {
-        policy.digest(digest.as_str()).map_err(refused)?;
+        policy.digest(digest.as_str()).map_err(|refusal| Failure::refused(&refusal))?;
     }
     Ok(())
 }
 
 fn location(rule: &RegistryRule) -> String {
     if rule.repository.is_empty() { rule.host.clone() } else { format!("{}/{}", rule.host, rule.repository) }
-}
-
-fn refused(refusal: Refusal) -> Failure {
-    Failure::new(&refusal).with_status(STATUS_REFUSED)
 }

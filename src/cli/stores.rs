@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::cli::layer_cache::expand;
 use crate::cli::registry;
-use crate::cli::report::{Failure, STATUS_REFUSED, chain};
+use crate::cli::report::{Failure, chain};
+use crate::cli::site::expand;
 use crate::image::store::step::Owner;
 use crate::policy::rules::images::Owner as Allowed;
 use crate::policy::{Policy, Refusal};
@@ -94,7 +94,7 @@ pub(crate) fn to_change(choice: StoreChoice, policy: &Policy) -> Result<Store, F
             rule: policy.rule(allowed.at, "[store] allow_user"),
             allowed: "the site's images, or files: hpcrun pull NAME FILE.sqsh".to_owned(),
         };
-        return Err(Failure::new(&refusal).with_status(STATUS_REFUSED));
+        return Err(Failure::refused(&refusal));
     }
     let trust = Trust::own(caller::effective_uid());
     Store::create(&user_directory(policy)?, Owner::User, trust, MODES.0).map_err(|error| Failure::new(&error))

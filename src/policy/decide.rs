@@ -28,7 +28,7 @@ use crate::hint::Hint;
 pub struct Rule {
     /// The policy's file.
     pub file: PathBuf,
-    /// 1-based.
+    /// 1-based; 0 where no line says so but the lack of one.
     pub line: usize,
     /// The key it stands under: `[binds] allowed`.
     pub key: &'static str,
@@ -36,7 +36,10 @@ pub struct Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{} {}", self.file.display(), self.line, self.key)
+        match self.line {
+            0 => write!(f, "{} {}", self.file.display(), self.key),
+            line => write!(f, "{}:{line} {}", self.file.display(), self.key),
+        }
     }
 }
 
@@ -218,9 +221,9 @@ impl Policy {
         Some((tree, self.rule(tree.at, "[premounted] trees")))
     }
 
-    /// The whole of a section, wherever it stands.
-    fn whole(&self, key: &'static str) -> Rule {
-        self.rule(Position { file: 0, line: 1, column: 1 }, key)
+    /// The rule that a key or section is which the policy does not have.
+    pub fn whole(&self, key: &'static str) -> Rule {
+        self.rule(Position { file: 0, line: 0, column: 0 }, key)
     }
 
     /// The rule at a place of this policy.

@@ -119,10 +119,12 @@ fn refusals_and_failures_are_told_with_their_reason() {
         log.launch(image(), &[("SLURM_JOB_ID", "5"), ("SLURM_LOCALID", "1")]).status.code(),
         Some(122)
     );
-    let output = log.launch(Path::new("/no/such.sqsh"), &[]);
-    assert_eq!(output.status.code(), Some(125));
+    for missing in ["/no/such.sqsh", "no-such-name"] {
+        let output = log.launch(Path::new(missing), &[]);
+        assert_eq!(output.status.code(), Some(125));
+    }
     let records = log.records("log.jsonl");
-    assert_eq!(records.len(), 2, "the first rank speaks for all: {records:?}");
+    assert_eq!(records.len(), 3, "the first rank speaks for all: {records:?}");
     let policy = log.site.path().join("policy.toml");
     assert_eq!(records[0]["decision"], "refused");
     assert_eq!(records[0]["rule"], format!("{}:5 [images] directories", policy.display()));
@@ -130,9 +132,74 @@ fn refusals_and_failures_are_told_with_their_reason() {
     assert_eq!(records[0]["image"], json!(image().canonicalize().unwrap()));
     assert_eq!((&records[1]["decision"], &records[1]["image"]), (&json!("failed"), &json!("/no/such.sqsh")));
     assert!(records[1]["reason"].as_str().unwrap().contains("ENOENT"));
+    assert_eq!(records[2]["image"], "no-such-name");
     // Looking at a plan is no launch.
-    log.site.hpcrun(["exec", "--explain"]).arg(image()).arg("true").output().unwrap();
-    assert_eq!(log.records("log.jsonl").len(), 2);
+    for looked_at in [image(), Path::new("no-such-name")] {
+        log.site.hpcrun(["exec", "--explain"]).arg(looked_at).arg("true").output().unwrap();
+    }
+    assert_eq!(log.records("log.jsonl").len(), 3);
+}
+
+/// Whatever refuses a launch, its rule is in the message and, as a field of its own, in the log.
+#[test]
+fn every_refusal_names_its_rule() {
+    let log = Log::new("log.jsonl", "");
+    let policy = log.site.path().join("policy.toml");
+    let common = fs::read_to_string(&policy).unwrap();
+    let file = common.lines().count();
+    let data = log.site.copy("data.sqsh");
+    let own = log.directory.join("own.sqsh");
+    fs::copy(&data, &own).unwrap();
+    stdout(Command::new("chown").arg(TEST_USER).arg(&own));
+    let (own, none) = (format!("{}:/mnt:image", own.display()), Vec::new());
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let sets: Vec<(&str, &str, Vec<String>)> = vec![
+        ("images", "owners = [\"root\"]", words(&["--bind", &own])),
+        ("images", "directories = [\"/no/where\"]", none.clone()),
+        ("images", "formats = [\"sif\"]", none.clone()),
+        ("binds", "allowed = []", words(&["--bind", "/usr"])),
+        ("binds", "denied = [\"/usr\"]", words(&["--bind", "/usr"])),
+        ("binds", "forced = [\"/usr:/mnt\"]", words(&["--bind", "/etc:/mnt"])),
+        ("binds", "forced = [\"/mnt/$NOBODY_HAS_SET\"]", none),
+        ("env", "unset = [\"SECRET\"]", words(&["--env", "SECRET=1"])),
+        ("gpu", "allow_user = false", words(&["--gpu", "none"])),
+        ("mpi", "allow_host = false", words(&["--mpi", "host"])),
+        ("launch", "allow_pid = false", words(&["--pid"])),
+        ("launch", "max_tmpfs = 4096", words(&["--writable-tmpfs=1G"])),
+        ("modules.site", "mode = \"never\"", words(&["--module", "site"])),
+    ];
+    for (number, (section, rule, options)) in sets.iter().enumerate() {
+        fs::write(&policy, format!("{common}[{section}]\n{rule}\n")).unwrap();
+        let output = run(log.site.hpcrun(["exec"]).args(options).arg(&data).arg("true"));
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(122), "{rule}: {told}");
+        let place = format!("{}:{} ", policy.display(), file + 2);
+        let records = log.records("log.jsonl");
+        assert_eq!(records.len(), number + 1, "{rule}: {records:?}");
+        let record = &records[number];
+        assert_eq!(record["decision"], "refused", "{record}");
+        let named = record["rule"].as_str().unwrap_or_default();
+        assert!(named.starts_with(&place), "{rule}: {record}");
+        assert!(told.contains(named), "{named}: {told}");
+    }
+}
+
+#[test]
+fn a_full_disk_costs_the_line_and_not_the_launch() {
+    let log = Log::new("log.jsonl", "");
+    let policy = log.site.path().join("policy.toml");
+    // Of one page, less a few bytes.
+    let script = format!(
+        "mount -t tmpfs -o size=4k,mode=1777 none {0}; head -c 4090 /dev/zero >{0}/log.jsonl; chmod 666 {0}/log.jsonl; \
+         export HPCRUN_POLICY={1}",
+        log.directory.display(),
+        policy.display()
+    );
+    let words = [binary().as_os_str(), "-v".as_ref(), "exec".as_ref(), image().as_os_str()];
+    let output = in_private_mounts(&script, &[&words[..], &["echo".as_ref(), "ran".as_ref()]].concat());
+    let told = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "ran\n", "{told}");
+    assert!(told.contains("this launch is not logged: No space left on device (ENOSPC)"), "{told}");
 }
 
 #[test]

@@ -500,14 +500,19 @@ fn a_step_of_many_ranks_pulls_nothing() {
         rank(command.args(args), "0");
         run(&mut command)
     };
-    let advice = ["not pulling in each of 64 ranks", "hint: pull once, before the step", "srun hpcrun exec"];
+    let advice = [
+        "refused by site policy: pulling in each of 64 ranks of a job step (",
+        "/policy.toml [store] allow_pull_in_jobs)",
+        "hint: pull once, before the step",
+        "srun hpcrun exec",
+    ];
     assert_fails(&pull(&[]), 122, &advice);
     assert_fails(&pull(&["x.sqsh"]), 122, &advice);
     assert_eq!(world.registry.log.seen().len(), 0);
     world.policy("[store]\nallow_pull_in_jobs = true\n");
     assert!(pull(&[]).status.success());
     world.policy("[store]\nallow_pull_in_jobs = false\n");
-    assert_fails(&pull(&[]), 122, &["policy.toml:2"]);
+    assert_fails(&pull(&[]), 122, &["policy.toml:2 [store] allow_pull_in_jobs"]);
     let mut batch = world.hpcrun(&["pull", &name]);
     batch.env("SLURM_JOB_ID", "77").env("SLURM_NTASKS", "64").env("SLURM_PROCID", "0");
     assert!(run(&mut batch).status.success(), "a batch script may");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::layer_cache::expand;
+use crate::cli::site::expand;
 use crate::host::doctor::{Keep, Wanted};
 use crate::host::probe;
 use crate::policy::Policy;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::busybox_image::{assert_fails, copy_in, image};
+use crate::busybox_image::{archive, assert_fails, copy_in, image};
 use crate::support::{TEST_USER, as_user, binary, hpcrun, is_root, run, stdout, text};
 
 /// A directory of root's with a policy in it, which `HPCRUN_POLICY` names.
@@ -136,6 +136,56 @@ fn formats_digests_and_signatures() {
     stdout(&mut site.exec([""; 0], &["true"]));
 }
 
+/// What the host says of the user, in every key that takes variables, the same as in a bind.
+#[test]
+fn one_meaning_of_the_variables_in_all_keys() {
+    let site = Site::new("");
+    let base = site.path().join("base");
+    fs::create_dir(&base).unwrap();
+    fs::set_permissions(&base, PermissionsExt::from_mode(0o1777)).unwrap();
+    let of_user = |what: &str| stdout(Command::new("id").args([what, TEST_USER])).trim().to_owned();
+    let hostname = stdout(&mut Command::new("hostname")).trim().to_owned();
+    let home = stdout(Command::new("getent").args(["passwd", TEST_USER]));
+    let home = home.trim().split(':').nth(5).unwrap();
+    let written = "$USER,$UID,$GROUP,${GID},$HOSTNAME,x$HOME";
+    let flat = format!("{TEST_USER},{},{},{},{hostname},x", of_user("-u"), of_user("-gn"), of_user("-g"));
+    let made = base.join(format!("{flat}{home}"));
+    let base = base.display();
+    fs::create_dir_all(&made).unwrap();
+    site.write(
+        "policy.toml",
+        &format!(
+            "[binds]\nforced = [\"{base}/{written}:/mnt\"]\n[env]\nset = {{ SHOWN = \"{written}\" }}\n\
+             [store]\nuser_dir = \"{base}/{written}\"\n[convert]\nlayer_cache = \"{base}/{written}/layers\"\n\
+             [log]\nlaunches = \"file\"\nfile = \"{base}/$USER-$UID-$GROUP-$GID-$HOSTNAME\"\n"
+        ),
+    );
+    let made = made.display().to_string();
+    // What the user says of himself counts for nothing.
+    let lied = |command: &mut Command| {
+        for name in ["USER", "UID", "GROUP", "GID", "HOSTNAME", "HOME"] {
+            command.env(name, "lie");
+        }
+        run(command)
+    };
+    let output =
+        lied(&mut site.exec([""; 0], &["sh", "-c", "echo $SHOWN; grep ' /mnt ' /proc/self/mountinfo"]));
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(said.starts_with(&format!("{flat}{home}\n")) && said.contains(&made), "{said}{told}");
+    let log = format!("{base}/{TEST_USER}-{}-{}-{}-{hostname}", of_user("-u"), of_user("-gn"), of_user("-g"));
+    assert!(Path::new(&log).is_file(), "{log}");
+    let version = lied(&mut site.hpcrun(&["--version", "-v"]));
+    assert!(text(&version.stdout).lines().any(|line| line.ends_with(&made)), "{}", text(&version.stdout));
+    let missing = lied(&mut site.hpcrun(&["exec", "no-such-name", "true"]));
+    assert_fails(&missing, 125, &[&format!("{made} (yours)")]);
+    chown(&made, of_user("-u").parse().ok(), None).unwrap();
+    let source = format!("docker-archive:{}", archive().display());
+    let out = format!("{base}/out.sqsh");
+    let output = lied(&mut site.hpcrun(&["convert", &source, &out]));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(Path::new(&made).join("layers").is_dir(), "{}", text(&output.stderr));
+}
+
 #[test]
 fn what_users_may_switch_off() {
     let cases: &[(&str, &[&str])] = &[
@@ -222,10 +272,10 @@ fn modules_on_request_automatic_and_never() {
         122,
         &["would cover /tools", "policy.toml:2"],
     );
-    site.refuses(
-        &["--module", "none"],
-        1,
-        &["which this site does not have", "modules: tools, here, away, lib"],
+    assert_fails(
+        &run(&mut site.exec(["--module", "none"], &["true"])),
+        122,
+        &["which this site does not have", "policy.toml [modules])", "modules: tools, here, away, lib"],
     );
     site.refuses(&["--module", "off"], 16, &["which is switched off"]);
     site.refuses(&["--module", "away"], 13, &["which is for other images"]);
