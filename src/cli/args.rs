@@ -93,6 +93,11 @@ pub(crate) enum Verb {
     /// One line an image on standard output. What fails does not keep the rest from being done. Exit status: 0 if all is
     /// as the list says.
     Sync(Sync),
+    /// Copy images into this node's cache, before a job wants them
+    ///
+    /// For prologs and boot scripts: what root copies everybody's jobs read. The site's policy says where the cache is
+    /// ([store] node_cache).
+    Cache(crate::cli::cache::Cache),
     /// Log in to a registry
     ///
     /// Asks for the password, has the registry check it, and keeps it where podman does: in --authfile or

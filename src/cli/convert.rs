@@ -94,7 +94,8 @@ impl Opened {
         let order = layer_cache::order(options)?;
         let cache = layer_cache::open(options, policy);
         let source_options = source_options(options, reference, registries, scratch, policy, cache.as_ref())?;
-        let source = source::open(reference, &source_options).map_err(|error| Failure::new(&error))?;
+        let source = source::open(reference, &source_options)
+            .map_err(|error| Failure::new(&error).of_silence(error.is_silence()))?;
         site_registries::check_digests(source.image(), policy)?;
         Ok(Opened { source, chosen, order, order_file: options.order.clone(), cache })
     }

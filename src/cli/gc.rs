@@ -24,7 +24,8 @@ pub(crate) struct Gc {
 
 /// Collects, and says what of.
 pub(crate) fn run(args: &Gc, quiet: bool) -> Result<u8, Failure> {
-    let store = stores::to_change(args.store, &site::policy()?)?;
+    let place = stores::chosen(args.store, &site::policy()?)?;
+    let store = place.open()?;
     let mut freed: u64 = 0;
     let mut text = String::new();
     let mut done = |collected: Collected| {
@@ -45,11 +46,11 @@ pub(crate) fn run(args: &Gc, quiet: bool) -> Result<u8, Failure> {
         text.push('\n');
     };
     let options = CollectOptions { grace: args.grace, dry_run: args.dry_run };
-    let collected = store.collect(options, &mut done);
+    let collected = store.map_or(Ok(()), |store| store.collect(options, &mut done));
     output::data(text.as_bytes())?;
     if !quiet {
         let verb = if args.dry_run { "would free" } else { "freed" };
-        output::message(&format!("{verb} {} in {}", size::bytes(freed), store.path().display()));
+        output::message(&format!("{verb} {} in {}", size::bytes(freed), place.path.display()));
     }
     collected.map(|()| 0).map_err(|error| Failure::new(&error))
 }

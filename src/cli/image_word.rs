@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::output;
 use crate::cli::registries_conf;
 use crate::cli::report::{Failure, chain};
-use crate::cli::stores::Stores;
+use crate::cli::stores::{self, Stores};
 use crate::convert::source::registry::short_names;
 use crate::host::Environment;
 use crate::host::step::ParallelStep;
@@ -91,11 +91,7 @@ pub(crate) fn find(typed: &OsStr, policy: &Policy, stores: &Stores) -> Result<Op
 /// The names that a word may stand for, strongest first.
 pub(crate) fn names(text: &str, policy: &Policy) -> Vec<Name> {
     let site = site_name(text, policy);
-    let pulled = match site {
-        None if is_short(text) => pulled_name(text),
-        None => Reference::parse(text).ok(),
-        Some(_) => None,
-    };
+    let pulled = if site.is_none() { pulled(text) } else { None };
     candidates(text, site.as_ref(), pulled.as_ref())
 }
 
@@ -107,8 +103,11 @@ pub(crate) fn site_name(text: &str, policy: &Policy) -> Option<Reference> {
     })
 }
 
-/// What a pull would fetch; none where that cannot be told.
-fn pulled_name(text: &str) -> Option<Reference> {
+/// What a pull would fetch that the site has no short name for; none where that cannot be told.
+fn pulled(text: &str) -> Option<Reference> {
+    if !is_short(text) {
+        return Reference::parse(text).ok();
+    }
     let conf = registries_conf::read()
         .inspect_err(|failure| log::info!("no short names of registries.conf: {}", failure.message()))
         .ok()?;
@@ -148,57 +147,79 @@ fn find_name(name: &Name, store: &Store, stores: &Stores) -> Result<Option<Found
 }
 
 fn find_digest(prefix: &str, stores: &Stores) -> Result<Option<Found>, Failure> {
+    let mut found: Vec<(&Store, Key)> = Vec::new();
     for store in &stores.open {
         let images = store.with_digest(prefix).map_err(|error| Failure::new(&error))?;
-        let Some(first) = images.first() else { continue };
-        if let Some(other) = images.iter().find(|image| image.key.digest() != first.key.digest()) {
-            let (one, other) = (first.key.digest(), other.key.digest());
-            let what = format!("{prefix} begins several digests, {one} and {other} among them");
-            return Err(Failure::plain(what));
-        }
+        found.extend(images.into_iter().map(|image| (store, image.key)));
+    }
+    let Some((_, first)) = found.first() else { return Ok(None) };
+    if let Some((_, other)) = found.iter().find(|(_, key)| key.digest() != first.digest()) {
+        let what =
+            format!("{prefix} begins several digests, {} and {} among them", first.digest(), other.digest());
+        return Err(Failure::plain(what).hint("give more of its digits"));
+    }
+    for (store, key) in found {
         // Owner and mode are checked as for an image that has a name.
-        let found = store.find(&first.key).map_err(|error| Failure::new(&error))?;
-        let (key, owner) = (first.key.clone(), store.owner());
-        if let Some(path) = found {
-            return Ok(Some(Found { path, key, name: None, owner }));
+        if let Some(path) = store.find(&key).map_err(|error| Failure::new(&error))? {
+            return Ok(Some(Found { path, key, name: None, owner: store.owner() }));
         }
     }
     Ok(None)
 }
 
-/// What the word means to a step: what its first rank found.
+/// What the word means to a step: what its first rank found. Ranks that cannot agree do not start: they might run two images.
 fn find_for_step(
     typed: &OsStr,
     policy: &Policy,
     stores: &Stores,
     step: &Step,
 ) -> Result<Option<Found>, Failure> {
-    // Records are a user's own; the site's store cannot be written to.
-    let Some(own) = stores.of(Owner::User) else {
-        let found = find(typed, policy, stores)?;
-        if found.is_some() {
-            log::info!(
-                "each rank looks for {} itself: there is no store of yours to agree in",
-                typed.display()
-            );
-        }
-        return Ok(found);
-    };
-    let failed = |error: StoreError| Failure::new(&error);
-    if let Some(record) = own.agreed(step, typed).map_err(failed)? {
+    if is_fixed(typed) {
+        return find(typed, policy, stores);
+    }
+    let open = stores.of(Owner::User);
+    let agreed = open.map(|own| own.agreed(step, typed)).transpose();
+    if let Some(record) = agreed.map_err(|error| Failure::new(&error))?.flatten() {
         return of_record(record, stores).map(Some);
     }
     let Some(found) = find(typed, policy, stores)? else { return Ok(None) };
     let record = StepRecord { key: found.key.clone(), owner: found.owner };
-    match own.agree(step, typed, &record) {
+    match agree(typed, policy, open, step, &record) {
         Ok(agreed) if agreed == record => Ok(Some(found)),
         Ok(agreed) => of_record(agreed, stores).map(Some),
-        Err(StoreError::Write { path, source } | StoreError::Make { path, source }) => {
-            let path = path.display();
-            log::info!("each rank looks for {} itself: cannot agree in {path}: {source}", typed.display());
-            Ok(Some(found))
+        Err(failure) => {
+            let context =
+                format!("the ranks of this job step cannot agree on one image for {}", typed.display());
+            let digest = found.key.digest();
+            Err(failure
+                .within(&context)
+                .hint(format!("name the image by its digest, which means the same to all: {digest}")))
         }
-        Err(error) => Err(failed(error)),
+    }
+}
+
+fn agree(
+    typed: &OsStr,
+    policy: &Policy,
+    open: Option<&Store>,
+    step: &Step,
+    record: &StepRecord,
+) -> Result<StepRecord, Failure> {
+    let made = if open.is_none() { Some(stores::to_agree_in(policy)?) } else { None };
+    match open.or(made.as_ref()) {
+        Some(own) => own.agree(step, typed, record).map_err(|error| Failure::new(&error)),
+        None => Ok(record.clone()),
+    }
+}
+
+/// Whether a word names one image for ever.
+fn is_fixed(typed: &OsStr) -> bool {
+    match classify(typed) {
+        Word::Digest(_) => true,
+        Word::Name(text) | Word::Either(text) => {
+            Reference::parse(&text).is_ok_and(|reference| reference.digest().is_some())
+        }
+        Word::Path => false,
     }
 }
 
@@ -244,7 +265,21 @@ fn not_found(typed: &OsStr, policy: &Policy, stores: &Stores) -> Failure {
     for why in &stores.refused {
         failure = failure.hint(why.clone());
     }
-    failure.hint(format!("'hpcrun pull {typed}' fetches it, 'hpcrun images' lists what is there"))
+    if let Some(name) = pullable(&typed, policy) {
+        failure = failure.hint(format!("'hpcrun pull {typed}' fetches {name}"));
+    }
+    failure.hint("'hpcrun images' lists what is there")
+}
+
+/// What a pull of `typed` would fetch; none for digests, which no registry knows by themselves, and for names that only
+/// 'hpcrun tag' gives.
+fn pullable(typed: &str, policy: &Policy) -> Option<Name> {
+    let reference = match classify(OsStr::new(typed)) {
+        Word::Digest(_) | Word::Path => None,
+        Word::Name(text) => Reference::parse(&text).ok(),
+        Word::Either(text) => site_name(&text, policy).or_else(|| pulled(&text)),
+    };
+    reference.filter(|reference| reference.registry() != "localhost").map(|reference| Name::of(&reference))
 }
 
 /// The names that an image file has in the stores, for people; none if it is in no store.

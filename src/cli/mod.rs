@@ -3,6 +3,7 @@
 //! Only this module reads argv and the environment, prints, or exits.
 
 mod args;
+mod cache;
 mod convert;
 mod convert_args;
 mod doctor;
@@ -102,6 +103,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Rm(args) => rm::run(&args, cli.quiet),
         Verb::Gc(args) => gc::run(&args, cli.quiet),
         Verb::Sync(args) => sync::run(&args),
+        Verb::Cache(args) => cache::run(&args, cli.quiet),
         Verb::Export(args) => export::run(&args),
         Verb::Login(args) => login::login(&args, cli.quiet),
         Verb::Logout(args) => login::logout(&args, cli.quiet),

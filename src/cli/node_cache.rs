@@ -17,15 +17,19 @@ pub(crate) fn wanted(
     verify: Verify,
     policy: &Policy,
 ) -> Option<Wanted> {
-    let rules = &policy.rules().store;
-    let directory = rules.node_cache.as_ref()?.value.clone();
     let is_served = plan.mount.ops.iter().any(|op| matches!(op.op, Op::Root(RootSource::Image(_))));
-    let bytes = |size: &Option<Located<u64>>, default| size.as_ref().map_or(default, |size| size.value);
-    let settings = Settings {
-        directory,
-        size_bytes: bytes(&rules.node_cache_size_bytes, NODE_CACHE_SIZE_BYTES),
-        min_bytes: bytes(&rules.node_cache_min_bytes, NODE_CACHE_MIN_BYTES),
-    };
+    let settings = settings(policy)?;
     let original = image.original(verify).ok().filter(|_| is_served)?;
     Some(Wanted { settings, original }).filter(Wanted::fits)
+}
+
+/// The cache that the site has on its nodes, if it has one.
+pub(crate) fn settings(policy: &Policy) -> Option<Settings> {
+    let rules = &policy.rules().store;
+    let bytes = |size: &Option<Located<u64>>, default| size.as_ref().map_or(default, |size| size.value);
+    Some(Settings {
+        directory: rules.node_cache.as_ref()?.value.clone(),
+        size_bytes: bytes(&rules.node_cache_size_bytes, NODE_CACHE_SIZE_BYTES),
+        min_bytes: bytes(&rules.node_cache_min_bytes, NODE_CACHE_MIN_BYTES),
+    })
 }

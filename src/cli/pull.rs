@@ -11,9 +11,9 @@ use crate::cli::{image_word, limits, output, registries_conf, site, stores};
 use crate::convert::source::registry::{RegistriesConf, short_names};
 use crate::convert::{ConvertError, Destination};
 use crate::image::reference::{Reference, SourceReference};
-use crate::image::store::{IMAGES, Key, Name};
+use crate::image::store::{Key, Name};
 use crate::policy::Policy;
-use crate::store::{Store, StoreError};
+use crate::store::{Lease, Store, StoreError};
 
 /// An image that a store is to hold.
 pub(crate) struct Wanted<'a> {
@@ -36,9 +36,14 @@ pub(crate) struct Pulled {
     pub(crate) key: Key,
     /// What the first of them meant before.
     pub(crate) before: Option<Key>,
+    /// Whether some of them meant another image before, or nothing.
+    pub(crate) is_renamed: bool,
     /// What was fetched, for people; none if the store had it already.
     pub(crate) fetched: Option<String>,
 }
+
+/// How often an image may be collected between its coming and its naming.
+const TRIES: u32 = 3;
 
 /// Runs `hpcrun pull REFERENCE [DEST]`.
 pub(crate) fn pull(args: &Pull, quiet: bool) -> Result<u8, Failure> {
@@ -92,49 +97,101 @@ pub(crate) fn into_store(
     policy: &Policy,
     quiet: bool,
 ) -> Result<Pulled, Failure> {
-    let begun = Instant::now();
-    let Wanted { source, registries, names, keep, options } = wanted;
-    let failed = |error: StoreError| Failure::new(&error);
-    let scratch = store.path().join(IMAGES);
-    let opened = Opened::open(source, registries, &scratch, options, policy)?;
+    let opened =
+        Opened::open(wanted.source, wanted.registries.clone(), store.path(), wanted.options, policy)?;
     if opened.image().manifest.is_empty() {
-        return Err(Failure::plain(format!("{source} is no image: it has no digest to be found by"))
-            .hint("convert it into a file: hpcrun convert SOURCE FILE.sqsh"));
+        return Err(Failure::plain(format!(
+            "{} is no image: it has no digest to be found by",
+            wanted.source
+        ))
+        .hint("convert it into a file: hpcrun convert SOURCE FILE.sqsh"));
     }
     let key = Key::new(opened.image().manifest_digest.clone(), &opened.parameters()?);
-    let mut fetched = None;
-    // Held until the names are there: nobody need look whether they come.
+    let mut pulled = Pulled { key, before: None, is_renamed: false, fetched: None };
+    for attempt in 0..TRIES {
+        let brought = bring(store, &wanted, &opened, &pulled.key, policy, quiet)?;
+        let named = name(store, wanted.names, &pulled.key, wanted.keep)?;
+        pulled.fetched = brought.fetched.or(pulled.fetched);
+        if attempt == 0 {
+            (pulled.before, pulled.is_renamed) = (named.before, named.is_renamed);
+        }
+        if named.has_image {
+            return Ok(pulled);
+        }
+    }
+    let what =
+        format!("{} disappears from {} as often as it comes", pulled.key.digest(), store.path().display());
+    Err(Failure::plain(what).hint("is 'hpcrun gc --grace 0' running there all the time?"))
+}
+
+/// What it took to have an image in a store.
+#[derive(Default)]
+struct Brought {
+    /// What was fetched, for people.
+    fetched: Option<String>,
+    /// Held until the names are there: nobody need look whether they come.
+    _lease: Option<Lease>,
+}
+
+fn bring(
+    store: &Store,
+    wanted: &Wanted<'_>,
+    opened: &Opened,
+    key: &Key,
+    policy: &Policy,
+    quiet: bool,
+) -> Result<Brought, Failure> {
+    let begun = Instant::now();
+    let failed = |error: StoreError| Failure::new(&error);
+    let force = wanted.options.force;
     let mut lease = None;
-    if options.force || !store.bring_back(&key).map_err(failed)? {
-        if !options.force {
-            let mut waiting = |holder: &str| {
-                if !quiet {
-                    output::message(&format!("waiting for another hpcrun that fetches {source} ({holder})"));
-                }
-            };
-            lease = store.turn(&key, &mut waiting).map_err(failed)?;
+    if !force {
+        if store.bring_back(key).map_err(failed)? {
+            return Ok(Brought::default());
         }
-        if options.force || lease.is_some() {
-            let destination = Destination { path: store.image_path(&key), force: options.force };
-            match opened.write(&destination, quiet) {
-                Ok(summary) => {
-                    fetched = Some(convert::closing_line(&key.short(), opened.image(), &summary, begun));
-                }
-                // Somebody else brought the same.
-                Err(ConvertError::Exists { .. }) => {}
-                Err(error) => return Err(limits::failure(&error, policy)),
+        let mut waiting = |holder: &str| {
+            if !quiet {
+                let source = wanted.source;
+                output::message(&format!("waiting for another hpcrun that fetches {source} ({holder})"));
             }
+        };
+        lease = store.turn(key, &mut waiting).map_err(failed)?;
+        if lease.is_none() {
+            return Ok(Brought::default());
         }
     }
-    let mut before = None;
+    let destination = Destination { path: store.image_path(key), force };
+    let fetched = match opened.write(&destination, quiet) {
+        Ok(summary) => Some(convert::closing_line(&key.short(), opened.image(), &summary, begun)),
+        // Somebody else brought the same.
+        Err(ConvertError::Exists { .. }) => None,
+        Err(error) => return Err(limits::failure(&error, policy).of_silence(error.is_silence())),
+    };
+    Ok(Brought { fetched, _lease: lease })
+}
+
+/// What naming an image did.
+pub(crate) struct Named {
+    /// What the first name meant before.
+    pub(crate) before: Option<Key>,
+    /// Whether some name meant another image before, or nothing.
+    pub(crate) is_renamed: bool,
+    /// Whether the image is there. It was not collected, or brought back in time.
+    pub(crate) has_image: bool,
+}
+
+/// Has `names` mean an image of the store.
+pub(crate) fn name(store: &Store, names: &[Name], key: &Key, keep: Option<usize>) -> Result<Named, Failure> {
+    let mut named = Named { before: None, is_renamed: false, has_image: true };
     for (index, name) in names.iter().enumerate() {
-        let tagged = store.point(name, &key, keep).map_err(failed)?;
+        let tagged = store.point(name, key, keep).map_err(|error| Failure::new(&error))?;
+        named.is_renamed |= tagged.before.as_ref() != Some(key);
+        named.has_image &= tagged.has_image;
         if index == 0 {
-            before = tagged.before;
+            named.before = tagged.before;
         }
     }
-    drop(lease);
-    Ok(Pulled { key, before, fetched })
+    Ok(named)
 }
 
 /// `docker.io/library/debian:12: sha256:0123456789ab: 45 MiB from ...`

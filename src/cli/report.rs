@@ -22,17 +22,31 @@ pub(crate) struct Failure {
     hints: Vec<String>,
     /// The rule of the site's that refused.
     rule: Option<String>,
+    /// Whether all that is wrong is that a source does not answer.
+    is_silence: bool,
 }
 
 impl Failure {
     /// A failure of hpcrun itself, status 125.
     pub(crate) fn new(error: &(impl Error + Hint + 'static)) -> Failure {
-        Failure { status: STATUS_FAILED, message: chain(error), hints: error.hints(), rule: None }
+        Failure {
+            status: STATUS_FAILED,
+            message: chain(error),
+            hints: error.hints(),
+            rule: None,
+            is_silence: false,
+        }
     }
 
     /// A failure without a typed cause.
     pub(crate) fn plain(message: impl Into<String>) -> Failure {
-        Failure { status: STATUS_FAILED, message: message.into(), hints: Vec::new(), rule: None }
+        Failure {
+            status: STATUS_FAILED,
+            message: message.into(),
+            hints: Vec::new(),
+            rule: None,
+            is_silence: false,
+        }
     }
 
     /// A wrong command line, from what clap would print of it: `error: ...`, then paragraphs with a tip or the usage.
@@ -52,7 +66,7 @@ impl Failure {
         });
         let hints = hints.collect();
         let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-        Failure { status: STATUS_FAILED, message, hints, rule: None }
+        Failure { status: STATUS_FAILED, message, hints, rule: None, is_silence: false }
     }
 
     /// The same with what was being done before it.
@@ -79,6 +93,16 @@ impl Failure {
     /// The same, refused by this rule.
     pub(crate) fn refused_by(self, rule: &dyn Display) -> Failure {
         Failure { status: STATUS_REFUSED, rule: Some(rule.to_string()), ..self }
+    }
+
+    /// The same, and whether all that is wrong is that a source does not answer.
+    pub(crate) fn of_silence(self, is_silence: bool) -> Failure {
+        Failure { is_silence, ..self }
+    }
+
+    /// Whether all that is wrong is that a source does not answer.
+    pub(crate) fn is_silence(&self) -> bool {
+        self.is_silence
     }
 
     /// The rule of the site's that refused, if one did.

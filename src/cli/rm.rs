@@ -1,13 +1,14 @@
 //! `hpcrun rm`: takes names from a store.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use clap::Args;
 
 use crate::cli::report::{Failure, STATUS_FAILED, chain};
 use crate::cli::stores::{self, StoreChoice};
 use crate::cli::{image_word, output, site};
-use crate::image::store::{Name, Word, classify};
+use crate::image::store::{Key, Name, TagRecord, Word, classify};
 use crate::policy::Policy;
 use crate::store::{Store, StoreError};
 
@@ -19,7 +20,7 @@ pub(crate) struct Rm {
     pub(crate) images: Vec<OsString>,
     #[command(flatten)]
     pub(crate) store: StoreChoice,
-    /// With a digest, take away all its names, too
+    /// With a digest, take away the names that mean it, too, and have other names forget that they once did
     #[arg(short, long)]
     pub(crate) force: bool,
 }
@@ -27,10 +28,15 @@ pub(crate) struct Rm {
 /// Takes all that can be taken.
 pub(crate) fn run(args: &Rm, quiet: bool) -> Result<u8, Failure> {
     let policy = site::policy()?;
-    let store = stores::to_change(args.store, &policy)?;
+    let place = stores::chosen(args.store, &policy)?;
+    let store = place.open()?;
     let mut status = 0;
     for image in &args.images {
-        match remove(image, args.force, &store, &policy) {
+        let removed = match &store {
+            Some(store) => remove(image, args.force, store, &policy),
+            None => Err(missing(image, &place.path)),
+        };
+        match removed {
             Ok(removed) if !quiet => removed.iter().for_each(|line| output::message(line)),
             Ok(_) => {}
             Err(failure) => {
@@ -57,32 +63,47 @@ fn remove(image: &OsStr, force: bool, store: &Store, policy: &Policy) -> Result<
             return Ok(vec![format!("removed the name {name}")]);
         }
     }
-    let place = store.path().display();
-    Err(Failure::plain(format!("{place} has no image {}", image.display()))
-        .hint("'hpcrun images' lists what is there; --site and --user choose the store"))
+    Err(missing(image, store.path()))
+}
+
+fn missing(image: &OsStr, store: &Path) -> Failure {
+    let (image, store) = (image.display(), store.display());
+    Failure::plain(format!("{store} has no image {image}"))
+        .hint("'hpcrun images' lists what is there; --site and --user choose the store")
 }
 
 fn remove_digest(prefix: &str, force: bool, store: &Store) -> Result<Vec<String>, Failure> {
     let failed = |error: StoreError| Failure::new(&error);
     let images = store.with_digest(prefix).map_err(failed)?;
     let Some(digest) = images.first().map(|image| image.key.digest().clone()) else {
-        return Err(Failure::plain(format!("{} has no image {prefix}", store.path().display())));
+        return Err(missing(OsStr::new(prefix), store.path()));
     };
     if images.iter().any(|image| *image.key.digest() != digest) {
-        return Err(Failure::plain(format!("{prefix} begins several digests")));
+        return Err(
+            Failure::plain(format!("{prefix} begins several digests")).hint("give more of its digits")
+        );
     }
-    let (tags, _) = store.tags().map_err(failed)?;
-    let holds = |tag: &&crate::image::store::TagRecord| tag.kept().iter().any(|key| *key.digest() == digest);
-    let names: Vec<Name> = tags.iter().filter(holds).map(|tag| tag.name.clone()).collect();
-    if !names.is_empty() && !force {
-        let names: Vec<String> = names.iter().map(Name::to_string).collect();
-        return Err(Failure::plain(format!("{prefix} is held by {}", names.join(", ")))
-            .hint("'hpcrun rm' these names, or --force"));
+    let (tags, unusable) = store.tags().map_err(failed)?;
+    if let Some(error) = unusable.into_iter().next() {
+        return Err(failed(error));
+    }
+    let is_it = |key: &Key| *key.digest() == digest;
+    let (current, holding): (Vec<&TagRecord>, Vec<&TagRecord>) = tags
+        .iter()
+        .filter(|tag| tag.kept().into_iter().any(is_it))
+        .partition(|tag| tag.current().is_some_and(is_it));
+    if !force && (!current.is_empty() || !holding.is_empty()) {
+        return Err(held(prefix, &current, &holding));
     }
     let mut removed = Vec::new();
-    for name in &names {
-        if store.untag(name).map_err(failed)? {
-            removed.push(format!("removed the name {name}"));
+    for tag in current {
+        if store.untag(&tag.name).map_err(failed)? {
+            removed.push(format!("removed the name {}", tag.name));
+        }
+    }
+    for tag in holding {
+        if store.forget(&tag.name, &digest).map_err(failed)? {
+            removed.push(format!("{} does not hold it any more", tag.name));
         }
     }
     for image in &images {
@@ -91,4 +112,14 @@ fn remove_digest(prefix: &str, force: bool, store: &Store) -> Result<Vec<String>
         }
     }
     Ok(removed)
+}
+
+/// Names that mean an image, and names that hold it as an earlier one.
+fn held(prefix: &str, current: &[&TagRecord], holding: &[&TagRecord]) -> Failure {
+    let names = current.iter().map(|tag| tag.name.to_string());
+    let earlier = holding.iter().map(|tag| format!("{} (as an earlier image)", tag.name));
+    let names: Vec<String> = names.chain(earlier).collect();
+    Failure::plain(format!("{prefix} is held by {}", names.join(", "))).hint(
+        "'hpcrun rm' the names that mean it, or --force, which leaves names that mean another image now",
+    )
 }

@@ -68,14 +68,57 @@ impl Stores {
         }
     }
 
+    /// The store of this owner alone.
+    pub(crate) fn only(mut self, owner: Owner) -> Stores {
+        self.open.retain(|store| store.owner() == owner);
+        self
+    }
+
     /// The store of this owner.
     pub(crate) fn of(&self, owner: Owner) -> Option<&Store> {
         self.open.iter().find(|store| store.owner() == owner)
     }
 }
 
+/// Where a store is, or would be.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its directory.
+    pub(crate) path: PathBuf,
+    /// Whose it is.
+    pub(crate) owner: Owner,
+    trust: Trust,
+}
+
+impl Place {
+    /// The store; none if there is none yet.
+    pub(crate) fn open(&self) -> Result<Option<Store>, Failure> {
+        Store::open(&self.path, self.owner, self.trust.clone()).map_err(|error| Failure::new(&error))
+    }
+
+    /// The store, made if it is missing.
+    pub(crate) fn make(self) -> Result<Store, Failure> {
+        let mode = match self.owner {
+            Owner::User => MODES.0,
+            Owner::Site => MODES.1,
+        };
+        Store::create(&self.path, self.owner, self.trust, mode).map_err(|error| Failure::new(&error))
+    }
+}
+
 /// The store to change, made if it is missing.
 pub(crate) fn to_change(choice: StoreChoice, policy: &Policy) -> Result<Store, Failure> {
+    chosen(choice, policy)?.make()
+}
+
+/// The store in which the user's ranks can agree on what a word means: the user's own, made if it is missing, also where
+/// the site wants no images in it.
+pub(crate) fn to_agree_in(policy: &Policy) -> Result<Store, Failure> {
+    own(policy)?.make()
+}
+
+/// The store that a verb is to change.
+pub(crate) fn chosen(choice: StoreChoice, policy: &Policy) -> Result<Place, Failure> {
     let is_root = caller::effective_uid() == 0;
     let site = site_directory(policy);
     if choice.site || (is_root && site.is_some() && !choice.user) {
@@ -85,8 +128,7 @@ pub(crate) fn to_change(choice: StoreChoice, policy: &Policy) -> Result<Store, F
         };
         // What an administrator pulls is for everybody to read, whatever root's umask says.
         process::set_umask(PUBLIC_UMASK);
-        return Store::create(path, Owner::Site, site_trust(policy, path), MODES.1)
-            .map_err(|error| Failure::new(&error));
+        return Ok(Place { path: path.to_owned(), owner: Owner::Site, trust: site_trust(policy, path) });
     }
     if let Some(allowed) = policy.rules().store.allow_user.as_ref().filter(|allowed| !allowed.value) {
         let refusal = Refusal {
@@ -96,11 +138,15 @@ pub(crate) fn to_change(choice: StoreChoice, policy: &Policy) -> Result<Store, F
         };
         return Err(Failure::refused(&refusal));
     }
-    let trust = Trust::own(caller::effective_uid());
-    Store::create(&user_directory(policy)?, Owner::User, trust, MODES.0).map_err(|error| Failure::new(&error))
+    own(policy)
 }
 
-fn allows_user(policy: &Policy) -> bool {
+fn own(policy: &Policy) -> Result<Place, Failure> {
+    let path = user_directory(policy)?;
+    Ok(Place { path, owner: Owner::User, trust: Trust::own(caller::effective_uid()) })
+}
+
+pub(crate) fn allows_user(policy: &Policy) -> bool {
     policy.rules().store.allow_user.as_ref().is_none_or(|allowed| allowed.value)
 }
 
@@ -109,7 +155,7 @@ fn site_directory(policy: &Policy) -> Option<&Path> {
 }
 
 /// Where the user's images are: where the variable says, else the site, else the XDG specification.
-fn user_directory(policy: &Policy) -> Result<PathBuf, Failure> {
+pub(crate) fn user_directory(policy: &Policy) -> Result<PathBuf, Failure> {
     if let Some(path) = registry::path(VARIABLE) {
         if path.is_absolute() {
             return Ok(path);

@@ -8,6 +8,7 @@ use super::layer::path::PathError;
 use super::layer::stream::LayerError;
 use super::layer::tar::{Problem, TarError, place};
 use super::source::LayerInfo;
+use super::source::registry::RegistryError;
 use super::tree::TreeError;
 use crate::hint::Hint;
 use crate::squashfs::writer::WriteError;
@@ -124,6 +125,18 @@ impl ConvertError {
                 self.exceeded().map(|_| layer.index)
             }
             _ => None,
+        }
+    }
+
+    /// Whether the source stopped answering, rather than that anything is wrong with what it gave, or here.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            ConvertError::Layer { source: LayerError::Open(source), .. } => source.is_silence(),
+            ConvertError::Layer { source: LayerError::Fetch(source), .. } => {
+                let cause = source.get_ref().and_then(|cause| cause.downcast_ref::<RegistryError>());
+                cause.is_some_and(RegistryError::is_silence)
+            }
+            _ => false,
         }
     }
 

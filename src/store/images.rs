@@ -32,26 +32,24 @@ impl Store {
         if self.has(key)? {
             return Ok(Some(self.image_path(key)));
         }
+        if let Some(path) = self.in_trash(key)? {
+            return Ok(Some(path));
+        }
+        // Brought back between the two looks.
+        Ok(self.has(key)?.then(|| self.image_path(key)))
+    }
+
+    fn in_trash(&self, key: &Key) -> Result<Option<PathBuf>, StoreError> {
         let Some(trash) = self.directory(TRASH)? else { return Ok(None) };
         let Some(name) = newest_in_trash(trash.as_fd(), key) else { return Ok(None) };
         let path = self.path.join(TRASH).join(&name);
-        let Some(image) = file::open_regular(trash.as_fd(), &name) else { return Ok(None) };
-        self.trust.check(image.as_fd(), &path)?;
-        Ok(Some(path))
+        Ok(self.file(trash.as_fd(), &name, &path)?.map(|_| path))
     }
 
     /// Whether an image is there. What lies in its place must be a file that only the store's owner can have written.
     pub fn has(&self, key: &Key) -> Result<bool, StoreError> {
         let Some(directory) = self.directory(IMAGES)? else { return Ok(false) };
-        let name = key.file_name();
-        let Some(image) = file::open_regular(directory.as_fd(), &name) else {
-            return match file::stat(directory.as_fd(), &name) {
-                Ok(Some(_)) => Err(StoreError::Unreadable { path: self.image_path(key) }),
-                _ => Ok(false),
-            };
-        };
-        self.trust.check(image.as_fd(), &self.image_path(key))?;
-        Ok(true)
+        Ok(self.file(directory.as_fd(), &key.file_name(), &self.image_path(key))?.is_some())
     }
 
     /// The images whose digest begins so, newest first.
@@ -81,13 +79,15 @@ impl Store {
     /// Takes an image away unless something names it; whether it did, and had it to take. It can be brought back until it
     /// is collected.
     pub fn remove(&self, key: &Key) -> Result<bool, StoreError> {
-        if self.is_named(key)? {
+        let Some(images) = self.directory(IMAGES)? else { return Ok(false) };
+        let failed = |source| StoreError::Write { path: self.image_path(key), source };
+        // Reading all tags is dear, and a history names many images that went long ago.
+        let is_there = file::stat(images.as_fd(), &key.file_name()).map_err(failed)?.is_some();
+        if !is_there || self.is_named(key)? {
             return Ok(false);
         }
-        let Some(images) = self.directory(IMAGES)? else { return Ok(false) };
         let trash = self.made_directory(TRASH)?;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let failed = |source| StoreError::Write { path: self.image_path(key), source };
         match file::move_new(images.as_fd(), &key.file_name(), trash.as_fd(), &key.trash_name(time)) {
             Ok(moved) => {
                 // A tag that came meanwhile found the image in its place, and needs it there.

@@ -14,6 +14,8 @@ mod tags;
 mod trust;
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +24,7 @@ pub use collect::{CollectOptions, Collected};
 pub use error::StoreError;
 pub use images::StoredImage;
 pub use lease::Lease;
+use nix::errno::Errno;
 pub use steps::Step;
 pub use tags::Tagged;
 pub use trust::Trust;
@@ -29,6 +32,9 @@ pub use trust::Trust;
 use crate::image::store::step::Owner;
 use crate::image::store::{IMAGES, STEPS, TAGS, TRASH};
 use crate::sys::{self, directory, file};
+
+/// On a network file system a file that another node replaces at this moment may go stale while it is read.
+const STALE_TRIES: u32 = 5;
 
 /// An open store.
 #[derive(Debug)]
@@ -65,7 +71,7 @@ impl Store {
             .create(path)
             .map_err(|error| failed(sys::Error::from_io(format!("mkdir({path:?})"), &error)))?;
         let Some(store) = Store::open(path, owner, trust)? else {
-            return Err(failed(sys::Error::new(format!("open({path:?})"), nix::errno::Errno::ENOENT)));
+            return Err(failed(sys::Error::new(format!("open({path:?})"), Errno::ENOENT)));
         };
         for name in [IMAGES, TAGS, TRASH] {
             file::make_directory(store.root.as_fd(), OsStr::new(name), mode).map_err(failed)?;
@@ -106,8 +112,22 @@ impl Store {
         let failed = |source| StoreError::Make { path: path.clone(), source };
         let mode = if self.owner == Owner::User { 0o700 } else { 0o755 };
         file::make_directory(self.root.as_fd(), OsStr::new(name), mode).map_err(failed)?;
-        let gone = || failed(sys::Error::new(format!("openat({name:?})"), nix::errno::Errno::ENOENT));
+        let gone = || failed(sys::Error::new(format!("openat({name:?})"), Errno::ENOENT));
         self.directory(name)?.ok_or_else(gone)
+    }
+
+    /// Opens a file that only its owner can have written; none if there is none.
+    fn file(&self, directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<File>, StoreError> {
+        let opened = file::find_regular(directory, name).map_err(|source| match source.errno {
+            Errno::ELOOP | Errno::EINVAL | Errno::ENXIO | Errno::EACCES | Errno::EPERM => {
+                StoreError::Unreadable { path: path.to_owned() }
+            }
+            _ => StoreError::Open { path: path.to_owned(), source },
+        })?;
+        if let Some(file) = &opened {
+            self.trust.check(file.as_fd(), path)?;
+        }
+        Ok(opened)
     }
 
     /// Reads a small file that only its owner can have written; none if there is none.
@@ -118,16 +138,23 @@ impl Store {
         path: &Path,
         most: u64,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        use std::io::Read;
-        let Some(file) = file::open_regular(directory, name) else {
-            // What is there and cannot be read is told from what is not there.
-            return match file::stat(directory, name) {
-                Ok(None) => Ok(None),
-                Ok(Some(_)) => Err(StoreError::Unreadable { path: path.to_owned() }),
-                Err(source) => Err(StoreError::Open { path: path.to_owned(), source }),
-            };
-        };
-        self.trust.check(file.as_fd(), path)?;
+        for _ in 1..STALE_TRIES {
+            match self.read_record_once(directory, name, path, most) {
+                Err(StoreError::Open { source, .. }) if source.errno == Errno::ESTALE => {}
+                read => return read,
+            }
+        }
+        self.read_record_once(directory, name, path, most)
+    }
+
+    fn read_record_once(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &Path,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(file) = self.file(directory, name, path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         match file.take(most.saturating_add(1)).read_to_end(&mut bytes) {
             Ok(length) if u64::try_from(length).is_ok_and(|length| length <= most) => Ok(Some(bytes)),
@@ -141,7 +168,7 @@ impl Store {
 
 /// Whether there is no directory, rather than one that cannot be opened.
 fn is_nothing(error: &sys::Error) -> bool {
-    matches!(error.errno, nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR)
+    matches!(error.errno, Errno::ENOENT | Errno::ENOTDIR)
 }
 
 /// Seconds after 1970.

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::{Store, StoreError, now_seconds};
+use crate::image::digest::Digest;
 use crate::image::store::tag::MAX_BYTES;
 use crate::image::store::{Key, Name, TAGS, TagRecord};
 use crate::sys::file;
@@ -19,6 +20,8 @@ const MODE: u32 = 0o644;
 pub struct Tagged {
     /// What it meant before.
     pub before: Option<Key>,
+    /// Whether the image is in this store. If not, it was collected a moment ago, or is another store's.
+    pub has_image: bool,
 }
 
 impl Store {
@@ -75,8 +78,19 @@ impl Store {
             self.write_tag(&record)?;
         }
         // After the tag is there: whoever collects looks at the tags once more after it took an image away.
-        self.bring_back(key)?;
-        Ok(Tagged { before })
+        let has_image = self.bring_back(key)?;
+        Ok(Tagged { before, has_image })
+    }
+
+    /// Has a tag forget that it once meant the images of this digest, so that it does not hold them any more; false if it
+    /// did not, or means one of them now.
+    pub fn forget(&self, name: &Name, digest: &Digest) -> Result<bool, StoreError> {
+        let Some(mut record) = self.tag(name)? else { return Ok(false) };
+        let forgot = record.forget(digest);
+        if forgot {
+            self.write_tag(&record)?;
+        }
+        Ok(forgot)
     }
 
     fn write_tag(&self, record: &TagRecord) -> Result<(), StoreError> {

@@ -113,9 +113,24 @@ pub fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// Opens a regular file for reading; none if there is no such file, a link included.
 pub fn open_regular(directory: BorrowedFd<'_>, name: &OsStr) -> Option<File> {
+    find_regular(directory, name).ok().flatten()
+}
+
+/// The same; none only if there is nothing of that name, all by one call: a second look might see what came meanwhile.
+/// A link is refused with `ELOOP`, all else that is no file with `EINVAL`.
+pub fn find_regular(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<File>, Error> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = File::from(uninterrupted(|| openat(directory, name, flags, Mode::empty())).ok()?);
-    file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file)
+    let refused = |errno| Error::new(format!("openat({name:?}, RDONLY|NOFOLLOW|NONBLOCK)"), errno);
+    let file = match uninterrupted(|| openat(directory, name, flags, Mode::empty())) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(refused(errno)),
+    };
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(Some(file)),
+        Ok(_) => Err(refused(Errno::EINVAL)),
+        Err(error) => Err(Error::from_io(format!("fstat({name:?})"), &error)),
+    }
 }
 
 /// Opens a file to write at its end, made with mode 0644 (less the umask) if it is missing. A link is refused with `ELOOP`;

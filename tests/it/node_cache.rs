@@ -290,6 +290,48 @@ fn a_copy_of_another_user_is_checked_and_a_wrong_one_given_up() {
     assert_eq!(cache.launched(&image), format!("read the image from {}", of_root.join(&key).display()));
 }
 
+/// A prolog's line: the site's copy is there before the job, in a directory that users cannot write to.
+#[test]
+fn what_root_copies_everybody_reads() {
+    let cache = Cache::of("");
+    cache.site.directory("local", 0o755);
+    let image = cache.site.copy("image.sqsh");
+    let as_root = |words: &[&Path]| {
+        let mut command = Command::new(binary());
+        run(command.arg("cache").args(words).env("HPCRUN_POLICY", cache.site.path().join("policy.toml")))
+    };
+    let said = |words: &[&Path], status: i32| {
+        let output = as_root(words);
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    assert!(cache.launched(&image).starts_with("no copy of the image on this node: "));
+    let (shown, directory) = (image.display(), cache.directory.display());
+    assert_eq!(said(&[&image], 0), format!("{shown}: copied to {directory}\n"));
+    assert_eq!(said(&[&image], 0), format!("{shown}: in {directory} already\n"));
+    let of_root = cache.directory.join("hpcrun-0");
+    let key = names_in(&of_root).into_iter().find(|name| name.len() == 64).unwrap();
+    assert!(fs::read(of_root.join(&key)).unwrap() == fs::read(&image).unwrap());
+    assert_eq!(cache.launched(&image), format!("read the image from {}", of_root.join(&key).display()));
+    // One that cannot be copied does not keep the others from it.
+    let nowhere = cache.site.path().join("nowhere.sqsh");
+    let told = said(&[&nowhere, &image], 125);
+    assert!(told.contains("(ENOENT)") && told.ends_with(" already\n"), "{told}");
+    // A damaged image makes no copy.
+    let damaged = cache.site.copy("damaged.sqsh");
+    fs::remove_dir_all(&of_root).unwrap();
+    let byte = File::options().read(true).write(true).open(&damaged).unwrap();
+    let middle = byte.metadata().unwrap().len() / 2;
+    let mut bytes = [0; 64];
+    byte.read_exact_at(&mut bytes, middle).unwrap();
+    byte.write_all_at(&bytes.map(|byte| !byte), middle).unwrap();
+    let told = said(&[&damaged], 125);
+    assert!(told.contains("the image file has changed"), "{told}");
+    assert_eq!(names_in(&of_root), [""; 0]);
+    cache.site.policy("");
+    assert!(said(&[&image], 125).contains("this site has no cache on its nodes"));
+}
+
 #[test]
 fn what_others_could_have_put_there_is_not_used() {
     let cache = Cache::new();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::site::expand;
+use crate::cli::stores;
 use crate::host::doctor::{Keep, Wanted};
 use crate::host::probe;
 use crate::policy::Policy;
@@ -14,22 +14,11 @@ const IMAGE_ROOM_BYTES: u64 = 1 << 30;
 /// A directory with its name in the report.
 type Named = (&'static str, PathBuf);
 
-/// The user's images: where `HPCRUN_STORE` says, else the site, else the XDG specification.
-fn of_user(policy: &Policy) -> Option<Named> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let by_site = || policy.rules().store.user_dir.as_ref().and_then(|dir| expand(&dir.value).ok());
-    let by_xdg = || {
-        let data = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")));
-        data.map(|data| data.join("hpcrun"))
-    };
-    absolute("HPCRUN_STORE").or_else(by_site).or_else(by_xdg).map(|path| ("user's images", path))
-}
-
 /// All that this site and this user have, in the order of a launch's search.
 pub(crate) fn directories(policy: &Policy) -> Vec<Named> {
     let store = &policy.rules().store;
-    let of_user =
-        if store.allow_user.as_ref().is_none_or(|allowed| allowed.value) { of_user(policy) } else { None };
+    let own = if stores::allows_user(policy) { stores::user_directory(policy).ok() } else { None };
+    let of_user = own.map(|path| ("user's images", path));
     let site = store.site_dir.as_ref().map(|dir| ("site's images", dir.value.clone()));
     let cache = store.node_cache.as_ref().map(|dir| ("node's cache", dir.value.clone()));
     of_user.into_iter().chain(site).chain(cache).collect()

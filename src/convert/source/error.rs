@@ -210,6 +210,13 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// Whether a registry cannot be reached or does not answer, rather than that anything is wrong with what it has.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, SourceError::Registry { source, .. } if source.is_silence())
+    }
+}
+
 impl Hint for SourceError {
     fn hints(&self) -> Vec<String> {
         match self {

@@ -38,9 +38,9 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    /// The name of the record of what `word` means to the step `step`.
-    pub fn file_name(step: &str, word: &OsStr) -> OsString {
-        let text = [step.as_bytes(), b"\0", word.as_encoded_bytes()].concat();
+    /// The name of the record of what `word` means to the step `step`, the `turn`th that is called so, from 0.
+    pub fn file_name(step: &str, word: &OsStr, turn: u32) -> OsString {
+        let text = [&turn.to_le_bytes(), step.as_bytes(), b"\0", word.as_encoded_bytes()].concat();
         OsString::from(Digest::of(&text).hex())
     }
 
@@ -89,9 +89,10 @@ mod tests {
 
     #[test]
     fn names_tell_steps_and_words_apart() {
-        let name = |step: &str, word: &str| StepRecord::file_name(step, OsStr::new(word));
-        let names = [name("1.0", "app"), name("1.1", "app"), name("1.0", "app2"), name("1.0app", "")];
-        assert!((1..4).all(|n| !names[..n].contains(&names[n])));
+        let name = |step: &str, word: &str| StepRecord::file_name(step, OsStr::new(word), 0);
+        let later = StepRecord::file_name("1.0", OsStr::new("app"), 1);
+        let names = [name("1.0", "app"), name("1.1", "app"), name("1.0", "app2"), name("1.0app", ""), later];
+        assert!((1..5).all(|n| !names[..n].contains(&names[n])));
         assert!(names.iter().all(|name| StepRecord::is_file_name(name)));
         assert!(!StepRecord::is_file_name(OsStr::new(".hpcrun-x-1-1.partial")));
     }

@@ -72,6 +72,15 @@ impl TagRecord {
         }
     }
 
+    /// Takes the images of this digest out of what it once meant; whether there were any. What it means now stays.
+    pub fn forget(&mut self, digest: &crate::image::digest::Digest) -> bool {
+        let before = self.entries.len();
+        if self.current().is_some_and(|key| key.digest() != digest) {
+            self.entries.retain(|entry| entry.key.digest() != digest);
+        }
+        self.entries.len() < before
+    }
+
     /// The images that must stay for its sake: the last [`TagRecord::keep`] different ones.
     pub fn kept(&self) -> Vec<&Key> {
         let mut kept: Vec<&Key> = Vec::new();
@@ -156,6 +165,16 @@ mod tests {
             let expected: Vec<Key> = expected.iter().map(|of| key(of)).collect();
             assert_eq!(tag.kept(), expected.iter().collect::<Vec<_>>(), "{keep}");
         }
+    }
+
+    #[test]
+    fn what_it_once_meant_can_be_forgotten_and_what_it_means_cannot() {
+        let mut tag = record();
+        tag.point_to(&key("b"), 6);
+        tag.point_to(&key("a"), 7);
+        assert!(!tag.forget(key("a").digest()) && !tag.forget(key("c").digest()));
+        assert!(tag.forget(key("b").digest()));
+        assert_eq!(tag.entries().iter().map(|entry| entry.at_seconds).collect::<Vec<_>>(), [7, 5]);
     }
 
     #[test]

@@ -29,9 +29,9 @@ pub struct Maker {
     wanted: Wanted,
 }
 
-/// Why there is no copy. Nobody is told: the image file goes on being read.
+/// Why there is no copy. Where a server makes it, nobody is told: the image file goes on being read.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::mount) enum MakeError {
+pub enum MakeError {
     /// Another server makes it.
     #[error("somebody else makes the copy")]
     InTheMaking,
@@ -83,7 +83,7 @@ impl Maker {
         Directory { file, path: self.path.clone() }.copy(self.original(), true)
     }
 
-    fn make_file(&self, image: &File) -> Result<(), MakeError> {
+    pub(super) fn make_file(&self, image: &File) -> Result<(), MakeError> {
         let key = &self.original().key;
         let partial = path::open_file_in(&self.directory, &key.partial(), true)?;
         let Some(partial) = Locked::try_exclusive(partial)? else { return Err(MakeError::InTheMaking) };

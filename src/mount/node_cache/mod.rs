@@ -24,7 +24,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 pub use self::key::Key;
-pub use self::maker::Maker;
+pub use self::maker::{MakeError, Maker};
 use crate::mount::voucher::{Hashes, Voucher, When};
 use crate::squashfs::reader::{Filesystem, Vouch};
 use crate::sys::directory;
@@ -132,6 +132,17 @@ pub enum Unusable {
     },
 }
 
+/// Why no copy was made of an image that somebody wants copied now.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// Of the place for it.
+    #[error(transparent)]
+    Place(#[from] Unusable),
+    /// Of the copy itself.
+    #[error(transparent)]
+    Copy(#[from] MakeError),
+}
+
 impl Wanted {
     /// Whether the cache takes a file of this size.
     pub fn fits(&self) -> bool {
@@ -163,6 +174,17 @@ impl Wanted {
             return Err(Unusable::NoRoom { path: own.path, wanted: self.original.length });
         }
         Ok(Cached::Missing(Maker::new(Arc::new(own.file), own.path, self.clone())))
+    }
+
+    /// Makes the caller's own copy of `image` now, whoever else has one; false if it is there already.
+    pub fn fill(&self, uid: u32, image: &File) -> Result<bool, FillError> {
+        let own = Directory::of_site(&self.settings.directory, uid)?.make_below(uid)?;
+        if own.copy(&self.original, true).is_some() {
+            let _ = directory::touch(own.fd(), &self.original.key.used());
+            return Ok(false);
+        }
+        Maker::new(Arc::new(own.file), own.path, self.clone()).make_file(image)?;
+        Ok(true)
     }
 
     /// A copy of root's, or one of another user's that can be checked.

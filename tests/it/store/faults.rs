@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{World, digest, planned, rank, small, stderr};
 use crate::busybox_image::names_in;
@@ -209,4 +209,60 @@ fn a_full_disk_leaves_the_store_as_it_was() {
         assert!(world.images().iter().all(|name| !name.starts_with('.')), "{:?}", world.images());
         assert_whole(&world, call);
     }
+}
+
+/// An image that is collected after a pull found it and before the name was there.
+#[test]
+fn a_pull_fetches_again_what_is_collected_under_it() {
+    let world = World::new(small("one"));
+    let name = world.name();
+    world.ok(&["pull", "-q", &name]);
+    world.ok(&["rm", "-q", &name]);
+    let log = world.at("home/strace.log");
+    let mut command = as_user("strace");
+    // The first that is synced is the tag.
+    command.args(["-f", "-qq", "--trace=fsync", "--inject=fsync:signal=STOP:when=1", "-o"]).arg(&log);
+    world.prepare(command.arg(binary()).args(["pull", "-q", &name]));
+    let mut pull = command.spawn().unwrap();
+    let stopped = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let line = text.lines().find(|line| line.contains("stopped by SIGSTOP"))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let pid = loop {
+        match stopped() {
+            Some(pid) => break nix::unistd::Pid::from_raw(pid),
+            None => assert!(Instant::now() < deadline, "it does not stop"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    fs::remove_file(world.only_image()).unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(pull.wait().unwrap().success());
+    assert_eq!(world.layers_fetched(), 2);
+    assert_whole(&world, "fetched again");
+    assert_eq!(world.images().len(), 1);
+}
+
+/// On NFS a file that another node replaces at this moment may go stale between two calls.
+#[test]
+fn a_tag_that_goes_stale_is_read_again() {
+    let world = World::new(small("one"));
+    let name = world.name();
+    world.ok(&["pull", "-q", &name]);
+    let tag = world.store().join("tags").join(name.replace('/', "+"));
+    let shown = tag.display().to_string();
+    let inject = |when: &str| {
+        let inject = format!("--inject=read:error=ESTALE:when={when}");
+        traced(
+            &world,
+            &["inspect", &name],
+            &["-P".to_owned(), shown.clone(), "--trace=read".to_owned(), inject],
+        )
+    };
+    assert!(inject("1").status.success());
+    let output = inject("1+");
+    assert_eq!(output.status.code(), Some(125));
+    assert!(stderr(&output).contains("(ESTALE)"), "{}", stderr(&output));
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use super::{World, digest, image, small, stderr};
+use super::{World, digest, image, planned, small, stderr};
 use crate::busybox_image::{assert_fails, names_in};
 use crate::support::{self, as_user, run, text};
 
@@ -64,6 +64,43 @@ fn what_root_pulls_everybody_runs_and_nobody_changes() {
     support::stdout(&mut world.root(&["gc", "--grace", "0"]));
     let output = run(&mut world.hpcrun(&["exec", "mine", "true"]));
     assert_fails(&output, 125, &["has no such image any more"]);
+}
+
+#[test]
+fn the_names_of_the_site_are_of_its_own_images() {
+    let world = with_site(small("one"));
+    let name = world.name();
+    pull_for_all(&world);
+    world.serve(small("two"));
+    let as_root = |args: &[&str]| {
+        let mut command = world.root(args);
+        run(command.env("HPCRUN_STORE", world.at("of-root")))
+    };
+    assert!(as_root(&["pull", "--user", &name]).status.success());
+    assert!(as_root(&["tag", "--user", &name, "mine"]).status.success());
+    let output = as_root(&["tag", "--site", &name, "ours"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(world.ok(&["history", "ours"]).contains(&digest(&small("one"))));
+    let output = as_root(&["tag", "--site", "mine", "theirs"]);
+    assert_fails(&output, 125, &["the site's store has no mine", "hpcrun pull --site mine"]);
+    let said = stderr(&as_root(&["tag", "--site", &digest(&small("two")), "theirs"]));
+    assert!(said.contains("the site's store has no sha256:") && !said.contains("pull --site"), "{said}");
+}
+
+/// Whoever has no store of images agrees all the same, since the site may move its tags at any time.
+#[test]
+fn ranks_agree_on_an_image_of_the_site() {
+    let world = with_site(small("one"));
+    let name = world.name();
+    pull_for_all(&world);
+    let [one, two] = ["one", "two"].map(|of| digest(&small(of)).replace(':', "-"));
+    assert_eq!(planned(&world, "0", &name), one);
+    world.serve(small("two"));
+    pull_for_all(&world);
+    assert_eq!((planned(&world, "0", &name), planned(&world, "1", &name)), (one, two.clone()));
+    world.policy(&format!("[store]\nsite_dir = '{}'\nallow_user = false\n", world.at("site").display()));
+    assert_eq!((planned(&world, "2", &name), planned(&world, "2", &name)), (two.clone(), two));
+    assert_eq!(names_in(&world.store().join("steps")).len(), 3);
 }
 
 #[test]

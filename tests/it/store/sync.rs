@@ -4,13 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use hpcrun::image::digest::Digest;
 
 use super::{World, digest, small, stderr};
 use crate::busybox_image::names_in;
 use crate::registry::scripted::{Reply, honest};
 use crate::sources::layout::Layout;
-use crate::support::{run, text};
+use crate::support::{self, as_user, run, text};
 
 /// Runs the list; gives its lines and what it ended with.
 fn sync(world: &World, list: &str, args: &[&str]) -> (Vec<String>, Output) {
@@ -34,7 +36,7 @@ fn a_list_is_followed() {
     let would =
         [format!("{name}: would be pulled {one}"), format!("localhost/tool:2: would be pulled {one}")];
     assert_eq!(lines, would, "{}", stderr(&output));
-    assert_eq!(names_in(&world.store().join("tags")), [""; 0]);
+    assert!(!world.store().exists());
     let (lines, output) = sync(&world, &list, &[]);
     assert_eq!(lines, [format!("{name}: pulled {one}"), format!("localhost/tool:2: tagged {one}")]);
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
@@ -85,12 +87,26 @@ fn what_fails_keeps_nothing_else_from_being_done() {
     }
 }
 
+/// What a registry does.
+const HONEST: u8 = 0;
+/// It has no time.
+const BUSY: u8 = 1;
+/// It does not know the image any more.
+const GONE: u8 = 2;
+/// It sends other bytes than it promised.
+const DAMAGED: u8 = 3;
+
 #[test]
 fn when_an_image_is_fetched() {
-    let is_gone = Arc::new(AtomicBool::new(false));
-    let gone = Arc::clone(&is_gone);
-    let world = World::scripted(small("one"), move |image, request| {
-        if gone.load(Ordering::Relaxed) { Reply::new(404).body("{}") } else { honest(image, request) }
+    let mood = Arc::new(AtomicU8::new(HONEST));
+    let is = Arc::clone(&mood);
+    let world = World::scripted(small("one"), move |image, request| match is.load(Ordering::Relaxed) {
+        BUSY => Reply::new(503).header("Retry-After", "0").body("{}"),
+        GONE => Reply::new(404).body("{}"),
+        DAMAGED if request.target.ends_with(Digest::of(&image.layers[0].blob).as_str()) => {
+            Reply::ok(vec![b'x'; image.layers[0].blob.len()])
+        }
+        _ => honest(image, request),
     });
     let name = world.name();
     let list = |update: &str| format!("[[image]]\nfrom = '{name}'\nupdate = '{update}'\n");
@@ -103,17 +119,67 @@ fn when_an_image_is_fetched() {
         assert_eq!(lines, [format!("{name}: unchanged {one}")], "{update}");
     }
     assert_eq!(world.registry.log.seen().len(), asked, "the registry is not even asked");
-    let two = digest(&small("two"));
-    let (lines, _) = sync(&world, &list("newer"), &[]);
-    assert_eq!(lines, [format!("{name}: pulled {two} (before: {one})")]);
-    // A source that has gone: the store has the image, which does for one rule and not for the other.
-    is_gone.store(true, Ordering::Relaxed);
+    // A source that does not answer: the store has the image, which does for one rule and not for the other.
+    mood.store(BUSY, Ordering::Relaxed);
     let (lines, output) = sync(&world, &list("newer"), &[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(lines[0].contains(&format!("unchanged {two} (its source does not answer)")), "{lines:?}");
+    assert_eq!(lines, [format!("{name}: unchanged {one} (its source does not answer)")]);
     assert!(stderr(&output).contains("warning: "), "{}", stderr(&output));
     let (_, output) = sync(&world, &list("always"), &[]);
     assert_eq!(output.status.code(), Some(125));
+    // A name that is new in the list does not wait for the source.
+    let (lines, _) = sync(&world, &format!("{}tags = ['{name}', 'more']\n", list("newer")), &[]);
+    assert_eq!(lines, [format!("{name}: tagged {one} (its source does not answer)")]);
+
+    // One that answers, and not with the image: that does not mend itself.
+    for (fault, why) in [(GONE, "has no manifest"), (DAMAGED, "cannot use layer 1 of 1")] {
+        mood.store(fault, Ordering::Relaxed);
+        let (lines, output) = sync(&world, &list("newer"), &[]);
+        assert_eq!(output.status.code(), Some(125), "{lines:?}");
+        assert!(lines[0].contains(": failed: ") && lines[0].contains(why), "{lines:?}");
+    }
+    // Nor does a full disk.
+    mood.store(HONEST, Ordering::Relaxed);
+    fs::write(world.at("list.toml"), list("newer")).unwrap();
+    let mut limited = as_user("prlimit");
+    limited.arg("--fsize=300").arg(support::binary()).arg("sync").arg(world.at("list.toml"));
+    world.prepare(&mut limited);
+    let output = run(&mut limited);
+    assert_eq!(output.status.code(), Some(125), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("(EFBIG)"), "{}", text(&output.stdout));
+    assert_eq!(world.images().len(), 1, "{:?}", world.images());
+
+    let two = digest(&small("two"));
+    let (lines, _) = sync(&world, &list("newer"), &[]);
+    assert_eq!(lines, [format!("{name}: pulled {two} (before: {one})")]);
+}
+
+#[test]
+fn what_is_only_asked_for_makes_no_store() {
+    let world = World::new(small("one"));
+    let name = world.name();
+    let (lines, output) = sync(&world, &format!("[[image]]\nfrom = '{name}'\n"), &["--dry-run"]);
+    assert_eq!(lines, [format!("{name}: would be pulled {}", digest(&small("one")))], "{}", stderr(&output));
+    assert!(stderr(&run(&mut world.hpcrun(&["gc", "--dry-run"]))).contains("would free 0 bytes"));
+    world.ok(&["gc"]);
+    world.fails(&["rm", "app"], 125, &["has no image app", "'hpcrun images' lists"]);
+    world.fails(&["tag", "app", "other"], 125, &["no store has app"]);
+    assert!(world.ok(&["images"]).starts_with("NAME"));
+    assert_eq!(names_in(&world.at("home")), [""; 0]);
+}
+
+#[test]
+fn a_list_that_is_no_list() {
+    let world = World::new(small("one"));
+    let (lines, output) = sync(&world, &"# too much\n".repeat(400_000), &[]);
+    assert_eq!((lines.len(), output.status.code()), (0, Some(125)));
+    assert!(stderr(&output).contains("list.toml has more than 4194304 bytes"), "{}", stderr(&output));
+    fs::write(world.at("list.toml"), b"\xff").unwrap();
+    let path = world.at("list.toml").display().to_string();
+    world.fails(&["sync", &path], 125, &["list.toml is not UTF-8"]);
+    world.fails(&["sync", "nowhere.toml"], 125, &["cannot read nowhere.toml: ", "(ENOENT)"]);
+    world.fails(&["sync", "/"], 125, &["cannot read /: ", "(EISDIR)"]);
+    assert!(!world.store().exists());
 }
 
 /// An air-gapped site has its images in a layout.

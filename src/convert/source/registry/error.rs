@@ -286,6 +286,17 @@ impl RegistryError {
         }
     }
 
+    /// Whether no server gave an answer to go by, rather than one that says no or is wrong.
+    pub(crate) fn is_silence(&self) -> bool {
+        match self {
+            RegistryError::UnknownHost { .. } => true,
+            RegistryError::Everywhere { source, .. } | RegistryError::BrokenOff { source, .. } => {
+                source.is_silence()
+            }
+            other => other.is_transient(),
+        }
+    }
+
     /// Whether a `HEAD` may fail so where a `GET` does not. Some registries refuse it, answer it with 5xx or not at all;
     /// and only a `GET` has a body that says what is wrong.
     pub(super) fn may_be_of_head(&self) -> bool {
