@@ -205,11 +205,15 @@ fn agree(
     step: &Step,
     record: &StepRecord,
 ) -> Result<StepRecord, Failure> {
-    let made = if open.is_none() { Some(stores::to_agree_in(policy)?) } else { None };
-    match open.or(made.as_ref()) {
-        Some(own) => own.agree(step, typed, record).map_err(|error| Failure::new(&error)),
-        None => Ok(record.clone()),
-    }
+    let made;
+    let own = match open {
+        Some(own) => own,
+        None => {
+            made = stores::to_agree_in(policy)?;
+            &made
+        }
+    };
+    own.agree(step, typed, record).map_err(|error| Failure::new(&error))
 }
 
 /// Whether a word names one image for ever.
