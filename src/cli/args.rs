@@ -13,6 +13,7 @@ use crate::cli::images::Images;
 use crate::cli::launch_args::LaunchOptions;
 use crate::cli::launches::Report;
 use crate::cli::rm::Rm;
+use crate::cli::sign::Sign;
 use crate::cli::sync::Sync;
 use crate::cli::tag::Tag;
 
@@ -141,11 +142,18 @@ pub(crate) enum Verb {
     Export(Export),
     /// Show what an image file holds
     Inspect(Inspect),
-    /// Check every byte of an image file against the hashes in it
+    /// Check every byte of an image file against the hashes in it, and its signatures
     ///
-    /// Exit status: 0 if the file is whole, 1 if it is damaged, 125 if that cannot be said, for want of hashes (they are in
-    /// what 'hpcrun convert' and 'hpcrun pull' write).
+    /// Exit status: 0 if the file is whole, 1 if it is damaged, or has no good signature where --signers or the site's
+    /// policy asks for one, 125 if that cannot be said, for want of hashes (they are in what 'hpcrun convert' and
+    /// 'hpcrun pull' write).
     Verify(Verify),
+    /// Sign image files with an SSH key
+    ///
+    /// ssh-keygen makes the signature, with a key file, an agent or a token, as for 'ssh-keygen -Y sign'. It covers every byte of
+    /// the image and is kept in the image file, which is replaced by one that holds it. Other signatures stay; one of the
+    /// same key is replaced. A site can require signatures: [images] require_signature in its policy.
+    Sign(Sign),
     /// Say which images run, out of the lines that launches have logged
     ///
     /// One line an image: how often it was launched and refused, by how many users in how many jobs on how many nodes, and
@@ -310,6 +318,9 @@ pub(crate) struct Verify {
     /// Reading threads [default: the CPUs this process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
+    /// Ask for a good signature of a key in FILE, which is as for 'ssh-keygen -Y verify -f FILE'
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signers: Option<PathBuf>,
     /// Image file or name of an image
     pub(crate) image: PathBuf,
 }

@@ -178,10 +178,10 @@ impl ImageFile {
             return ImageFile::open_sif(path, file, length, identity);
         }
         let unreadable = |source| ImageFileError::Squashfs { path: path.clone(), source };
-        let offset = sif::squashfs_offset(&start);
         let of_trailer = |source| ImageFileError::Trailer { path: path.clone(), source };
         let trailer = Contents::read(length, &read_at).map_err(of_trailer)?;
         let Some(contents) = &trailer else {
+            let offset = sif::squashfs_offset(&start);
             let filesystem = Filesystem::open(file, offset, ReaderOptions::default()).map_err(unreadable)?;
             let found =
                 foreign::config_of_tree("", &|path| read_small(&filesystem, path)).map_err(unreadable)?;
@@ -192,8 +192,9 @@ impl ImageFile {
         let config = ImageConfig::parse(&raw)
             .map_err(|source| ImageFileError::Config { path: path.clone(), source })?;
         let voucher = voucher(contents, verify, Stamp::of(&metadata));
+        // Chunk hashes are of the file from its first byte on, and so is the squashfs, whatever that line says.
         let filesystem =
-            Filesystem::open_vouched(file, offset, ReaderOptions::default(), voucher).map_err(unreadable)?;
+            Filesystem::open_vouched(file, 0, ReaderOptions::default(), voucher).map_err(unreadable)?;
         Ok(ImageFile { config, trailer, ..ImageFile::bare(path, filesystem, length, identity) })
     }
 

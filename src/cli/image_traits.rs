@@ -2,14 +2,15 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 
-use crate::cli::image_file::{ImageFile, Signed};
+use crate::cli::image_file::ImageFile;
 use crate::cli::report::Failure;
+use crate::cli::signatures;
 use crate::elf::library_cache;
 use crate::image::digest::Digest;
 use crate::image::trailer::{Provenance, SectionKind};
 use crate::launch::modules::library_candidates;
 use crate::policy::Policy;
-use crate::policy::decide::ImageTraits;
+use crate::policy::decide::{ImageTraits, Signed};
 use crate::policy::rules::images::Format;
 use crate::sys::caller;
 
@@ -28,7 +29,6 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
         (Some(_), None) => Format::Hpcrun,
         (None, None) => Format::Squashfs,
     };
-    let signatures = image.contents().and_then(|contents| contents.section_length(SectionKind::Signatures));
     let provenance = image.provenance()?;
     let reference = provenance.and_then(|provenance| provenance.origin.strip_prefix("docker://"));
     let digests = match policy.rules().images.deny_digests.is_empty() {
@@ -41,7 +41,10 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
         format: Some(format),
         reference: reference.map(str::to_owned),
         digests,
-        is_signed: signatures.is_some_and(|length| length > 0) || image.sif == Some(Signed::NotChecked),
+        signature: match policy.requires_signature() {
+            Some(_) => signatures::judge(image, policy)?,
+            None => Signed::Unknown,
+        },
         sonames: sonames(image, policy)?,
     })
 }

@@ -7,26 +7,31 @@ use serde_json::{Value, json};
 use crate::cli::args::Inspect;
 use crate::cli::image_file::{ImageFile, Signed};
 use crate::cli::report::{Failure, chain};
+use crate::cli::signatures::{self, Judged, Outcome};
 use crate::cli::{image_word, inspect_host, mpi, output, profile, site, size};
 use crate::image::chunks::Header;
 use crate::image::digest::to_hex;
 use crate::image::facts::{Facts, Libc, Role};
 use crate::image::profile::Profile;
+use crate::image::signature::PublicKey;
 use crate::image::trailer::{Provenance, SectionKind};
+use crate::policy::Policy;
 use crate::squashfs::format::Codec;
 
 /// Prints the facts of one image file.
 pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
-    let image = ImageFile::open(&image_word::locate(&args.image, &site::policy()?)?)?;
+    let policy = site::policy()?;
+    let image = ImageFile::open(&image_word::locate(&args.image, &policy)?)?;
     if args.host {
         return output::data(inspect_host::report(&image)?.as_bytes());
     }
     let facts = mpi::all_facts(&image)?;
     let provenance = image.provenance()?;
     let root = root(&image)?;
+    let signatures = signed(&image, &policy)?;
     let text = match args.json {
-        true => as_json(&image, provenance, root, &facts)?,
-        false => as_text(&image, provenance, root, &facts),
+        true => as_json(&image, provenance, root, &facts, &signatures)?,
+        false => as_text(&image, provenance, root, &facts, &signatures),
     };
     output::data(text.as_bytes())
 }
@@ -38,6 +43,16 @@ fn root(image: &ImageFile) -> Result<Option<String>, Failure> {
         place.map(|place| Header::read(&place, &|offset, bytes: &mut [u8]| image.read_at(offset, bytes)));
     let header = header.transpose().map_err(|error| Failure::plain(chain(&error)))?;
     Ok(header.map(|header| format!("sha256:{}", to_hex(&header.root))))
+}
+
+/// The signatures and what they are worth by the site's list, if it has one.
+fn signed(image: &ImageFile, policy: &Policy) -> Result<Vec<Judged>, Failure> {
+    let Some(contents) = image.contents() else { return Ok(Vec::new()) };
+    let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
+    let judged = signatures::judged(contents, &read_at, signatures::known(policy).as_ref());
+    judged.map_err(|why| {
+        Failure::plain(format!("cannot check the signatures of {}: {why}", image.path.display()))
+    })
 }
 
 fn described(profile: &Profile) -> String {
@@ -53,6 +68,7 @@ fn as_text(
     provenance: Option<&Provenance>,
     root: Option<String>,
     facts: &Facts,
+    signatures: &[Judged],
 ) -> String {
     let superblock = image.filesystem.superblock();
     let mut text = String::new();
@@ -93,6 +109,9 @@ fn as_text(
                 line(name, &format!("{}{length}", layer.digest.as_ref().unwrap_or(&layer.diff_id)));
             }
         }
+    }
+    for (index, signature) in signatures.iter().enumerate() {
+        line(if index == 0 { "signatures" } else { "" }, &signature.to_string());
     }
     if let Some(profile) = profile::own(image) {
         line("profile", &described(&profile));
@@ -138,6 +157,7 @@ fn as_json(
     provenance: Option<&Provenance>,
     root: Option<String>,
     facts: &Facts,
+    signatures: &[Judged],
 ) -> Result<String, Failure> {
     let superblock = image.filesystem.superblock();
     let document = json!({
@@ -155,6 +175,12 @@ fn as_json(
             "bytes": profile.stored_bytes(),
             "commands": profile.commands,
         })),
+        "signatures": signatures.iter().map(|signature| json!({
+            "key_type": signature.key.as_ref().map(PublicKey::type_name),
+            "fingerprint": signature.key.as_ref().map(PublicKey::fingerprint),
+            "signer": match &signature.outcome { Outcome::Good(signer) => Some(signer), _ => None },
+            "fault": match &signature.outcome { Outcome::Bad(fault) => Some(fault.to_string()), _ => None },
+        })).collect::<Vec<_>>(),
         "facts": facts,
         "provenance": provenance,
         "manifest": document_or_null(image.manifest()?.as_deref()),

@@ -41,6 +41,8 @@ mod registries_conf;
 mod registry;
 mod report;
 mod rm;
+mod sign;
+mod signatures;
 mod site;
 mod site_registries;
 mod size;
@@ -109,6 +111,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Verb::Logout(args) => login::logout(&args, cli.quiet),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Verify(args) => verify::run(&args, cli.quiet),
+        Verb::Sign(args) => sign::run(&args, cli.quiet),
         Verb::Exec(args) => launch::exec(args),
         Verb::Run(args) => launch::run(args),
         Verb::Shell(args) => launch::shell(&args),

@@ -11,9 +11,12 @@ use std::time::Instant;
 use crate::cli::args::Verify;
 use crate::cli::image_file::{ImageFile, ImageFileError};
 use crate::cli::report::{Failure, chain};
+use crate::cli::signatures::{self, Judged, Outcome};
 use crate::cli::{image_word, output, site, size};
 use crate::image::chunks::{Chunk, ChunkError, Index};
+use crate::image::signature::Signers;
 use crate::image::trailer::{Contents, ReadAt, SectionKind, TrailerError};
+use crate::policy::Policy;
 use crate::squashfs::reader::ReadError;
 
 /// The file is damaged.
@@ -25,7 +28,9 @@ const READ_BYTES: u64 = 4 << 20;
 pub(crate) fn run(args: &Verify, quiet: bool) -> Result<u8, Failure> {
     let begun = Instant::now();
     let shown = args.image.display();
-    let image = image_word::locate(&args.image, &site::policy()?)?;
+    let policy = site::policy()?;
+    let image = image_word::locate(&args.image, &policy)?;
+    let wanted = Wanted::new(args, &policy)?;
     let (file, contents) = open(&image)?;
     let Some(place) = contents.place(SectionKind::ChunkHashes) else { return Err(no_hashes(&image)) };
     let damaged = |what: String| {
@@ -51,8 +56,53 @@ pub(crate) fn run(args: &Verify, quiet: bool) -> Result<u8, Failure> {
                 let time = size::seconds(begun.elapsed());
                 output::message(&format!("{shown}: whole: {bytes} in {chunks} chunks, in {time}"));
             }
-            Ok(0)
+            wanted.check(args, &contents, &read_at, quiet)
         }
+    }
+}
+
+/// What is asked of the image's signatures.
+struct Wanted {
+    /// Whose keys count; none where nobody says.
+    signers: Option<Signers>,
+    /// Whether there must be one that counts.
+    is_required: bool,
+}
+
+impl Wanted {
+    fn new(args: &Verify, policy: &Policy) -> Result<Wanted, Failure> {
+        Ok(match &args.signers {
+            Some(file) => Wanted { signers: Some(signatures::named(file)?), is_required: true },
+            None if policy.requires_signature().is_some() => {
+                Wanted { signers: Some(signatures::of_site(policy)?), is_required: true }
+            }
+            None => Wanted { signers: signatures::known(policy), is_required: false },
+        })
+    }
+
+    /// Says what each signature is worth.
+    fn check(
+        &self,
+        args: &Verify,
+        contents: &Contents,
+        read_at: &ReadAt<'_>,
+        quiet: bool,
+    ) -> Result<u8, Failure> {
+        let shown = args.image.display();
+        let failed = |why: &str| Failure::plain(format!("{shown} {why}")).with_status(STATUS_DAMAGED);
+        let judged = signatures::judged(contents, read_at, self.signers.as_ref())
+            .map_err(|why| failed(&format!("has signatures that cannot be checked: {why}")))?;
+        let is_good = judged.iter().any(|judged| matches!(judged.outcome, Outcome::Good(_)));
+        if !self.is_required || is_good {
+            let lines = judged.iter().filter(|_| !quiet);
+            lines.for_each(|judged| output::message(&format!("{shown}: signature of {judged}")));
+            return Ok(0);
+        }
+        if judged.is_empty() {
+            return Err(failed("is not signed").hint("hpcrun sign --key KEY IMAGE"));
+        }
+        let judged: Vec<String> = judged.iter().map(Judged::to_string).collect();
+        Err(failed(&format!("has no signature that counts: {}", judged.join("; "))))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The image's own idea of when it was made, so that equal images give equal files.
 
+use crate::image::calendar::days_from_civil;
+
 /// Seconds since the epoch of an RFC 3339 time such as `2024-02-29T12:00:00.5+01:00`, fractions dropped, clamped to 32
 /// bits. Anything else is 0: the time is a decoration of the config and no reason to refuse an image.
 pub(super) fn parse_created(text: &str) -> u32 {
@@ -36,14 +38,6 @@ fn zone_seconds(zone: &str) -> Option<i64> {
 fn digits(text: &str) -> Option<i64> {
     let is_number = (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { text.parse().ok() } else { None }
-}
-
-/// Days since the epoch of a date in the Gregorian calendar, counted in years that start in March and in eras of 400.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 #[cfg(test)]

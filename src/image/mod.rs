@@ -2,6 +2,7 @@
 //!
 //! Pure: no file, no environment, no clock. All that comes from outside is bounded before it is parsed.
 
+pub mod calendar;
 pub mod chunks;
 pub mod config;
 pub mod digest;
@@ -13,5 +14,6 @@ pub mod platform;
 pub mod profile;
 pub mod reference;
 pub mod sif;
+pub mod signature;
 pub mod store;
 pub mod trailer;

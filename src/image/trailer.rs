@@ -37,7 +37,7 @@ pub enum SectionKind {
     ChunkHashes = 4,
     /// What a launch needs to know of the content, see [`super::facts`].
     Facts = 5,
-    /// Signatures of the rest of the table; reserved.
+    /// Signatures of the rest of the table, see [`super::signature`].
     Signatures = 6,
     /// What a start reads, see [`super::profile`].
     Profile = 7,
@@ -463,8 +463,8 @@ impl Contents {
         self.entries.iter().map(|entry| (entry.number, entry.place))
     }
 
-    /// The trailer with `bytes` as its section `kind`, which comes last. All other sections are as they are in the
-    /// file, unknown ones included, and they stay where they are: only what follows them changes.
+    /// The trailer with `bytes` as its section `kind`. All other sections are as they are in the file, unknown ones
+    /// included. Signatures and profile come last, so that the others stay where they are whatever becomes of these.
     pub fn with_section(
         &self,
         kind: SectionKind,
@@ -478,6 +478,8 @@ impl Contents {
         let mut sections: Vec<(u32, &[u8])> =
             kept.iter().map(|(number, bytes)| (*number, bytes.as_slice())).collect();
         sections.push((kind.number(), bytes));
+        let last = [SectionKind::Signatures.number(), SectionKind::Profile.number()];
+        sections.sort_by_key(|(number, _)| last.iter().position(|other| other == number));
         Ok(assemble(&sections, self.footer.squashfs_length))
     }
 

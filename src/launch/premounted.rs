@@ -59,7 +59,15 @@ pub(super) fn root(
     host: &Host,
     notes: &mut Vec<String>,
 ) -> (RootSource, Reason) {
-    for Candidate { directory, named, rule } in candidates(image, policy) {
+    let candidates = candidates(image, policy);
+    if let Some(rule) = policy.requires_signature().filter(|_| !candidates.is_empty()) {
+        // The kernel holds nothing that it reads against the hashes that are signed.
+        notes.push(format!(
+            "premounted trees are not used, as images must be signed ({rule}): the image is served"
+        ));
+        return (RootSource::Image(image.path.clone()), Reason::Default);
+    }
+    for Candidate { directory, named, rule } in candidates {
         let reason = Reason::Policy { file: rule.file, line: rule.line };
         let fact = host.trees.get(&directory);
         match (fact.map(|fact| refused(fact, image, named)), named) {
@@ -244,6 +252,20 @@ mod tests {
             Some("it is of another part of /images/app.sqsh"),
             None,
         );
+    }
+
+    #[test]
+    fn no_tree_is_used_where_images_must_be_signed() {
+        let trees = "[premounted]\ntrees = [{ image = \"/images/app.sqsh\", directory = \"/run/app\" }]\n";
+        let mut host = Host::default();
+        host.trees.insert(PathBuf::from("/run/app"), fact());
+        for (rule, is_used) in [("", true), ("[images]\nrequire_signature = true\n", false)] {
+            let policy = Policy::parse(Path::new("/p"), &format!("{trees}{rule}")).unwrap();
+            let mut notes = Vec::new();
+            let (source, _) = root(&image(), &policy, &host, &mut notes);
+            assert_eq!(matches!(source, RootSource::Premounted { .. }), is_used, "{source:?}");
+            assert_eq!(notes.iter().any(|note| note.contains("/p:4 [images] require_signature")), !is_used);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use images::{Decision, ImageTraits};
+pub use images::{Decision, ImageTraits, Signed};
 pub use modules::{ChosenModule, ModuleWish};
 pub use site_bind::SiteBind;
 
@@ -210,8 +210,12 @@ impl Policy {
         self.rules.launch.share.as_ref().map_or(Share::default(), |share| share.value)
     }
 
-    /// When what a launch reads is held against the chunk hashes, unless the user wants more.
+    /// When what a launch reads is held against the chunk hashes, unless the user wants more: always where signatures are
+    /// required, since a signature stands for these hashes.
     pub fn verify(&self) -> Verify {
+        if self.requires_signature().is_some() {
+            return Verify::Always;
+        }
         self.rules.images.verify.as_ref().map_or(Verify::default(), |verify| verify.value)
     }
 

@@ -19,6 +19,7 @@ pub const DEFAULTS: &[(&str, &str)] = &[
     ("images.deny_registries", "[]"),
     ("images.mirrors", "{}"),
     ("images.require_signature", "false"),
+    ("images.signers", "\"/etc/hpcrun/allowed_signers\""),
     ("images.deny_digests", "[]"),
     ("images.verify", "\"changed\""),
     ("store.user_dir", "(hpcrun in the user's data directory)"),

@@ -54,6 +54,7 @@ mod registry_config;
 mod rules;
 mod server_faults;
 mod server_signals;
+mod sign;
 mod site_directory;
 mod slurm;
 mod slurm_cluster;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cli::report::Failure;
-use crate::cli::{output, site, version};
+use crate::cli::{output, signatures, site, version};
 use crate::host::doctor::{self, Check, Status, Subject, site as site_checks};
 use crate::host::{Host, probe};
 use crate::policy::{POLICY_PATH, Policy};
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Doctor) -> Result<u8, Failure> {
     checks.push(site_checks::policy(Path::new(POLICY_PATH), &outcome));
     if let Some(policy) = &policy {
         checks.extend(keeps::gather(policy).iter().map(site_checks::keep));
+        checks.extend(signers(policy));
     }
     if let Some(path) = &args.image {
         checks.extend(image::checks(path, host, policy.as_ref()));
@@ -66,6 +67,14 @@ fn subject(args: &Doctor, host: &Host) -> Subject {
         job: host.launcher.step.as_deref().map(output::one_line),
         image: args.image.as_ref().map(|image| output::one_line(&image.to_string_lossy())),
     }
+}
+
+/// The list of signers, where the site requires signatures.
+fn signers(policy: &Policy) -> Option<Check> {
+    policy.requires_signature()?;
+    let found = signatures::of_site(policy).map(|signers| signers.count());
+    let found = found.map_err(|failure| (failure.message().to_owned(), failure.hints().to_vec()));
+    Some(site_checks::signers(policy.signers(), &found))
 }
 
 /// The site's policy as every launch reads it.

@@ -32,6 +32,24 @@ pub fn policy(file: &Path, outcome: &PolicyOutcome) -> Check {
     }
 }
 
+/// The check of the list of signers of a site that requires signatures: how many keys count, or why it cannot be used
+/// with hints.
+pub fn signers(file: &Path, found: &Result<usize, (String, Vec<String>)>) -> Check {
+    let name = "signers";
+    match found {
+        Ok(0) => {
+            let why =
+                format!("{} lists no key that may sign images: every launch is refused", file.display());
+            Check::no(name, why, &["as root: list whose keys may sign images there, see docs/signing.md"])
+        }
+        Ok(keys) => Check::ok(name, format!("{keys} in {}; images must be signed", file.display())),
+        Err((why, hints)) => {
+            let hints: Vec<&str> = hints.iter().map(String::as_str).collect();
+            Check::no(name, format!("{why}: every launch is refused"), &hints)
+        }
+    }
+}
+
 /// A directory that images are kept in.
 pub fn keep(keep: &Keep) -> Check {
     let path = keep.path.display();

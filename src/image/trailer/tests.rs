@@ -316,4 +316,8 @@ fn a_section_is_added_and_replaced_without_moving_the_others() {
     let added = [&unknown[..5000], &added].concat();
     let contents = Contents::read(added.len() as u64, &reader(&added)).unwrap().unwrap();
     assert_eq!(contents.places().map(|(number, _)| number).collect::<Vec<_>>(), [1, 2, 3, 77, 7]);
+    let signed = contents.with_section(SectionKind::Signatures, b"s", &reader(&added)).unwrap();
+    let signed = [&added[..5000], &signed].concat();
+    let contents = Contents::read(signed.len() as u64, &reader(&signed)).unwrap().unwrap();
+    assert_eq!(contents.places().map(|(number, _)| number).collect::<Vec<_>>(), [1, 2, 3, 77, 6, 7]);
 }

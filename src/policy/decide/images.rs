@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{HostPath, Refusal, Rule, Variables, find, list, named, paths, registry_matches, registry_name};
 use crate::policy::Policy;
 use crate::policy::pattern::ImageName;
-use crate::policy::rules::images::{Format, Owner};
+use crate::policy::rules::images::{Format, Owner, SIGNERS_PATH};
 
 /// What a policy judges of an opened image file, beyond its place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,10 +22,27 @@ pub struct ImageTraits {
     pub reference: Option<String>,
     /// Digests of its manifest, first, its config and its layers: what the file says of itself.
     pub digests: Vec<String>,
-    /// Whether there is a signature with it, which nobody has checked.
-    pub is_signed: bool,
+    /// What its signatures are worth, if that was asked for.
+    pub signature: Signed,
     /// The libraries that modules ask for, as far as it has them.
     pub sonames: Vec<String>,
+}
+
+/// What the signatures of an image file are worth.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Signed {
+    /// Nobody has looked.
+    #[default]
+    Unknown,
+    /// One is good: whose it is, and the key.
+    By {
+        /// As the list of signers calls him.
+        signer: String,
+        /// `ssh-ed25519 SHA256:...`
+        key: String,
+    },
+    /// None counts. Follows the name of the image: `which is not signed`.
+    Not(String),
 }
 
 impl ImageTraits {
@@ -77,7 +94,7 @@ impl Policy {
         for digest in &traits.digests {
             self.digest(digest)?;
         }
-        self.signature(path, traits)?;
+        decisions.extend(self.signature(path, traits)?);
         Ok(decisions)
     }
 
@@ -140,23 +157,36 @@ impl Policy {
         })
     }
 
-    /// No signature can be checked, so a site that requires one gets none of its images run.
-    fn signature(&self, path: &Path, traits: &ImageTraits) -> Result<(), Refusal> {
-        let Some(required) = self.rules.images.require_signature.as_ref().filter(|required| required.value)
-        else {
-            return Ok(());
-        };
-        let why = if traits.is_signed {
-            "whose signature this version of hpcrun cannot verify"
-        } else {
-            "which is not signed"
+    fn signature(&self, path: &Path, traits: &ImageTraits) -> Result<Option<Decision>, Refusal> {
+        let Some(rule) = self.requires_signature() else { return Ok(None) };
+        let why = match &traits.signature {
+            Signed::By { signer, key } => {
+                return Ok(Some(Decision { what: format!("image is signed by {signer} ({key})"), rule }));
+            }
+            Signed::Not(why) => why,
+            Signed::Unknown => "whose signatures nobody has checked",
         };
         Err(Refusal {
             what: format!("image {}, {why}", path.display()),
-            rule: self.rule(required.at, "[images] require_signature"),
-            allowed: "no image can be run while this rule stands: this version verifies no signatures"
-                .to_owned(),
+            rule,
+            allowed: format!(
+                "one of the signers in {} can sign it: hpcrun sign --key KEY {}",
+                self.signers().display(),
+                path.display()
+            ),
         })
+    }
+
+    /// The rule by which an image must have a good signature, if there is one.
+    pub fn requires_signature(&self) -> Option<Rule> {
+        let required = self.rules.images.require_signature.as_ref().filter(|required| required.value)?;
+        Some(self.rule(required.at, "[images] require_signature"))
+    }
+
+    /// The file that lists whose keys may sign images.
+    pub fn signers(&self) -> &Path {
+        let named = self.rules.images.signers.as_ref();
+        named.map_or(Path::new(SIGNERS_PATH), |signers| signers.value.as_path())
     }
 
     /// Whether an image may come from `repository` of the registry `host` (with its port, if not the usual one).

@@ -1,8 +1,10 @@
 //! `[images]`
 
+use std::path::PathBuf;
+
 use toml::de::DeValue;
 
-use super::paths::read_paths;
+use super::paths::{plain, read_paths};
 use crate::image::digest::Digest;
 use crate::policy::file::{Document, Located, Section, Value};
 use crate::policy::rules::images::{FORMAT_WORDS, Format, Owner};
@@ -19,12 +21,19 @@ pub(super) fn read_images(mut section: Section<'_, '_>) -> Images {
             .unwrap_or_default(),
         mirrors: read_mirrors(&mut section),
         require_signature: section.boolean("require_signature"),
+        signers: read_signers(&mut section),
         deny_digests: read_digests(&mut section),
         verify: section.choice("verify", &VERIFY_WORDS),
     };
     note_denied_and_allowed(section.document(), &images);
     section.finish();
     images
+}
+
+fn read_signers(section: &mut Section<'_, '_>) -> Option<Located<PathBuf>> {
+    let document = section.document();
+    let text = section.string("signers")?;
+    plain(document, &text, "images.signers").map(|value| Located { value, at: text.at })
 }
 
 /// What is denied whole can be allowed nowhere.

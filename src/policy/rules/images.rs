@@ -1,10 +1,14 @@
 //! `[images]`: where images may come from, where they may lie, whose and what they may be.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use super::{Listed, PathRule};
 use crate::image::digest::Digest;
 use crate::policy::file::{Located, Position};
+
+/// Whose keys may sign images, where the policy names no other file.
+pub const SIGNERS_PATH: &str = "/etc/hpcrun/allowed_signers";
 
 /// `[images]`
 #[derive(Debug, Clone, Default)]
@@ -21,8 +25,10 @@ pub struct Images {
     pub deny_registries: Vec<RegistryRule>,
     /// Where to fetch from before the registry itself.
     pub mirrors: Vec<MirrorRule>,
-    /// Whether an image file must have a signature; none means no.
+    /// Whether an image file must have a good signature of one of the signers; none means no.
     pub require_signature: Option<Located<bool>>,
+    /// The file that lists the signers; none means [`SIGNERS_PATH`].
+    pub signers: Option<Located<PathBuf>>,
     /// Images that may not be run or fetched: digests of manifests, configs, layers or whole image files.
     pub deny_digests: Vec<Located<Digest>>,
     /// When what a launch reads is held against the chunk hashes; none means from the first sign of a change on.

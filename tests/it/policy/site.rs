@@ -130,8 +130,10 @@ fn formats_digests_and_signatures() {
     site.write("policy.toml", &format!("[images]\ndeny_digests = [\"{other}\"]\n"));
     stdout(&mut site.exec([""; 0], &["true"]));
 
-    site.write("policy.toml", "[images]\nrequire_signature = true\n");
-    site.refuses(&[], 2, &["which is not signed", "verifies no signatures"]);
+    site.write("signers", "");
+    let signers = site.path().join("signers");
+    site.write("policy.toml", &format!("[images]\nrequire_signature = true\nsigners = {signers:?}\n"));
+    site.refuses(&[], 2, &["which is not signed", "hpcrun sign --key"]);
     site.write("policy.toml", "[images]\nrequire_signature = false\n");
     stdout(&mut site.exec([""; 0], &["true"]));
 }
