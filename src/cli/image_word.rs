@@ -177,7 +177,12 @@ fn find_for_step(
     if is_fixed(typed) {
         return find(typed, policy, stores);
     }
-    let open = stores.of(Owner::User);
+    let closed = match stores.of(Owner::User) {
+        Some(_) => None,
+        // The site may want no images in the user's own store: the ranks agree there all the same.
+        None => stores::agreed_in(policy),
+    };
+    let open = stores.of(Owner::User).or(closed.as_ref());
     let agreed = open.map(|own| own.agreed(step, typed)).transpose();
     if let Some(record) = agreed.map_err(|error| Failure::new(&error))?.flatten() {
         return of_record(record, stores).map(Some);

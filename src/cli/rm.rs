@@ -97,7 +97,10 @@ fn remove_digest(prefix: &str, force: bool, store: &Store) -> Result<Vec<String>
     }
     let mut removed = Vec::new();
     for tag in current {
-        if store.untag(&tag.name).map_err(failed)? {
+        // It may have come to mean another image meanwhile.
+        let now = store.tag(&tag.name).map_err(failed)?;
+        let means_it = now.is_some_and(|now| now.current().is_some_and(is_it));
+        if means_it && store.untag(&tag.name).map_err(failed)? {
             removed.push(format!("removed the name {}", tag.name));
         }
     }

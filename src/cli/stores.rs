@@ -117,6 +117,11 @@ pub(crate) fn to_agree_in(policy: &Policy) -> Result<Store, Failure> {
     own(policy)?.make()
 }
 
+/// The same if it is there.
+pub(crate) fn agreed_in(policy: &Policy) -> Option<Store> {
+    own(policy).ok()?.open().ok().flatten()
+}
+
 /// The store that a verb is to change.
 pub(crate) fn chosen(choice: StoreChoice, policy: &Policy) -> Result<Place, Failure> {
     let is_root = caller::effective_uid() == 0;

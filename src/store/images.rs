@@ -54,8 +54,7 @@ impl Store {
 
     /// The images whose digest begins so, newest first.
     pub fn with_digest(&self, prefix: &str) -> Result<Vec<StoredImage>, StoreError> {
-        let mut found: Vec<_> =
-            self.images()?.into_iter().filter(|image| image.key.begins_with(prefix)).collect();
+        let mut found = self.images_where(|key| key.begins_with(prefix))?;
         found.sort_by_key(|image| std::cmp::Reverse(image.written));
         Ok(found)
     }
@@ -67,10 +66,16 @@ impl Store {
 
     /// All images, by digest.
     pub fn images(&self) -> Result<Vec<StoredImage>, StoreError> {
+        self.images_where(|_| true)
+    }
+
+    /// Those whose names tell that they are wanted: only these files are looked at.
+    fn images_where(&self, is_wanted: impl Fn(&Key) -> bool) -> Result<Vec<StoredImage>, StoreError> {
         let Some(directory) = self.directory(IMAGES)? else { return Ok(Vec::new()) };
         let mut images: Vec<StoredImage> = file::names(directory.as_fd())
             .iter()
-            .filter_map(|name| stored(directory.as_fd(), name, Key::of_file_name(name)?))
+            .filter_map(|name| Some((name, Key::of_file_name(name).filter(&is_wanted)?)))
+            .filter_map(|(name, key)| stored(directory.as_fd(), name, key))
             .collect();
         images.sort_by(|one, other| one.key.cmp(&other.key));
         Ok(images)

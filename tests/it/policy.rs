@@ -803,10 +803,6 @@ fn what_the_keys_of_sections_want() {
             "2:18: store.node_cache_min is more than the cache holds, line 3",
         ),
         (
-            "[store]\nuser_dir = \"/x/$USER\"\nallow_user = false",
-            "2:12: store.user_dir means nothing while store.allow_user is false, line 3",
-        ),
-        (
             "[home]\nbind = false\nread_only = true",
             "3:13: home.read_only means nothing while home.bind is false, line 2",
         ),

@@ -65,8 +65,9 @@ impl Maker {
     /// Makes the copy and has `image` read it. Takes as long as it takes.
     pub(in crate::mount) fn make(&self, image: &Filesystem) -> Result<(), MakeError> {
         process::be_last();
-        if self.opened().is_none() {
-            self.make_file(image.file())?;
+        if !self.has_copy() {
+            let unless_taken = |file: File| Locked::try_exclusive(file)?.ok_or(MakeError::InTheMaking);
+            self.make_file(image.file(), unless_taken)?;
         }
         if let Some(copy) = self.opened() {
             copy.give_to(image, &self.wanted.original);
@@ -83,14 +84,23 @@ impl Maker {
         Directory { file, path: self.path.clone() }.copy(self.original(), true)
     }
 
-    pub(super) fn make_file(&self, image: &File) -> Result<(), MakeError> {
+    pub(super) fn has_copy(&self) -> bool {
+        self.opened().is_some()
+    }
+
+    /// Makes the copy; false if somebody else has just finished it, or given up. `lock` says what to do while they are
+    /// at it.
+    pub(super) fn make_file<E: Into<MakeError>>(
+        &self,
+        image: &File,
+        lock: impl FnOnce(File) -> Result<Locked, E>,
+    ) -> Result<bool, MakeError> {
         let key = &self.original().key;
         let partial = path::open_file_in(&self.directory, &key.partial(), true)?;
-        let Some(partial) = Locked::try_exclusive(partial)? else { return Err(MakeError::InTheMaking) };
+        let partial = lock(partial).map_err(Into::into)?;
         let named = file::stat(self.directory.as_fd(), &key.partial())?;
-        if named.is_none_or(|named| Some(named.st_ino) != inode(partial.file())) || self.opened().is_some() {
-            // Somebody else has just finished.
-            return Ok(());
+        if named.is_none_or(|named| Some(named.st_ino) != inode(partial.file())) || self.has_copy() {
+            return Ok(false);
         }
         let (size, length) = (self.wanted.settings.size_bytes, self.original().length);
         let made = match room::make(&self.directory, key, size, length) {
@@ -104,7 +114,7 @@ impl Maker {
         }
         self.publish(partial.file())?;
         directory::forget_cached(image);
-        Ok(())
+        Ok(true)
     }
 
     /// Gives the finished copy its name. Synced before: a name must never stand for bytes that a crash has lost.

@@ -29,6 +29,7 @@ use crate::mount::voucher::{Hashes, Voucher, When};
 use crate::squashfs::reader::{Filesystem, Vouch};
 use crate::sys::directory;
 use crate::sys::file::{self, Stamp};
+use crate::sys::lock::Locked;
 use crate::sys::{self, lock};
 
 /// Mode of a user's directory: others may open what they can name, which takes the image's own hashes.
@@ -176,15 +177,19 @@ impl Wanted {
         Ok(Cached::Missing(Maker::new(Arc::new(own.file), own.path, self.clone())))
     }
 
-    /// Makes the caller's own copy of `image` now, whoever else has one; false if it is there already.
+    /// Makes the caller's own copy of `image`, whoever else has one, and waits for it; false if it is there already.
     pub fn fill(&self, uid: u32, image: &File) -> Result<bool, FillError> {
         let own = Directory::of_site(&self.settings.directory, uid)?.make_below(uid)?;
-        if own.copy(&self.original, true).is_some() {
-            let _ = directory::touch(own.fd(), &self.original.key.used());
-            return Ok(false);
+        let maker = Maker::new(Arc::new(own.file), own.path, self.clone());
+        let partial = self.original.key.partial();
+        while !maker.has_copy() {
+            // Neither made nor there: somebody else had begun it, and gave up.
+            if maker.make_file(image, |file| Locked::exclusive(file, Path::new(&partial)))? {
+                return Ok(true);
+            }
         }
-        Maker::new(Arc::new(own.file), own.path, self.clone()).make_file(image)?;
-        Ok(true)
+        let _ = directory::touch(maker.directory().as_fd(), &self.original.key.used());
+        Ok(false)
     }
 
     /// A copy of root's, or one of another user's that can be checked.

@@ -105,7 +105,8 @@ mod tests {
 
     impl Cache {
         fn new() -> Cache {
-            let directory = tempfile::tempdir().unwrap();
+            // A tmpfs, which is never as full as a disk may be.
+            let directory = tempfile::tempdir_in("/dev/shm").unwrap();
             let opened = File::open(directory.path()).unwrap();
             Cache { directory, opened }
         }

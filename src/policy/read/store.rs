@@ -1,6 +1,5 @@
 //! `[store]`
 
-use super::note_idle;
 use super::paths::{read_plain, read_template};
 use crate::image::reference::Reference;
 use crate::policy::file::Section;
@@ -19,8 +18,6 @@ pub(super) fn read_store(mut section: Section<'_, '_>) -> Store {
         short_names: read_short_names(&mut section),
     };
     let document = section.document();
-    let (user_dir, allowed) = (store.user_dir.as_ref(), store.allow_user.as_ref());
-    note_idle(document, user_dir, "store.user_dir", allowed, "store.allow_user");
     if let (Some(least), Some(size)) = (&store.node_cache_min_bytes, &store.node_cache_size_bytes)
         && least.value > size.value
     {

@@ -238,8 +238,16 @@ fn a_pull_fetches_again_what_is_collected_under_it() {
         thread::sleep(Duration::from_millis(20));
     };
     fs::remove_file(world.only_image()).unwrap();
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
-    assert!(pull.wait().unwrap().success());
+    let ended = loop {
+        // Each of its threads may have been stopped.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
+        match pull.try_wait().unwrap() {
+            Some(ended) => break ended,
+            None => assert!(Instant::now() < deadline, "it does not end"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(ended.success());
     assert_eq!(world.layers_fetched(), 2);
     assert_whole(&world, "fetched again");
     assert_eq!(world.images().len(), 1);
