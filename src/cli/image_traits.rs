@@ -31,10 +31,7 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
     };
     let provenance = image.provenance()?;
     let reference = provenance.and_then(|provenance| provenance.origin.strip_prefix("docker://"));
-    let digests = match policy.rules().images.deny_digests.is_empty() {
-        true => Vec::new(),
-        false => provenance.map(|provenance| digests(image, provenance)).unwrap_or_default(),
-    };
+    let digests = provenance.map(|provenance| digests(image, provenance, policy)).unwrap_or_default();
     Ok(ImageTraits {
         uid,
         owner,
@@ -49,9 +46,12 @@ pub(crate) fn of(image: &ImageFile, policy: &Policy) -> Result<ImageTraits, Fail
     })
 }
 
-/// The digests of the image's manifest, of its config and of its layers.
-fn digests(image: &ImageFile, provenance: &Provenance) -> Vec<String> {
+/// The digest of the image's manifest, by which it is named, and where some are denied those of its config and layers.
+fn digests(image: &ImageFile, provenance: &Provenance, policy: &Policy) -> Vec<String> {
     let mut digests = vec![provenance.manifest_digest.clone()];
+    if policy.rules().images.deny_digests.is_empty() {
+        return digests;
+    }
     let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
     let config = image.contents().and_then(|contents| contents.required(SectionKind::Config, &read_at).ok());
     digests.extend(config.map(|config| Digest::of(&config).as_str().to_owned()));

@@ -196,6 +196,9 @@ fn planned(
 ) -> Result<(LaunchPlan, Vec<Filesystem>, Grafts), Failure> {
     let image = ImageFile::open_verified(image, reading.verify)?;
     let mut facts = facts(&image, &host, policy)?;
+    if let Some(log) = log {
+        log.found(&facts);
+    }
     let modules = modules::chosen(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
     let fits =
         |pattern: &str, name: &[u8]| Pattern::parse(pattern).is_ok_and(|pattern| pattern.matches(name));
@@ -211,9 +214,6 @@ fn planned(
     probe::add_trees(&mut host, launch::trees_to_probe(&facts, policy));
     for backing in host.trees.values_mut().filter_map(|tree| tree.backing.as_mut()) {
         backing.hash = image_file::root_hash_of(&backing.file);
-    }
-    if let Some(log) = log {
-        log.found(&facts);
     }
     let mut plan = launch::plan(request, &facts, policy, &host).map_err(|error| plan_failure(&error))?;
     let considered = mpi::consider(request, policy, &host, &image, &facts, &modules, &plan)?;
