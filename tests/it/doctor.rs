@@ -64,8 +64,9 @@ fn every_check_is_documented_and_every_documented_one_is_there() {
         page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let dir = scratch();
     let policy = dir.path().join("policy.toml");
-    fs::write(&policy, "[store]\nsite_dir = \"/srv/hpcrun-none\"\nnode_cache = \"/srv/hpcrun-none\"\n")
-        .unwrap();
+    let text = "[images]\nrequire_signature = true\n\
+                [store]\nsite_dir = \"/srv/hpcrun-none\"\nnode_cache = \"/srv/hpcrun-none\"\n";
+    fs::write(&policy, text).unwrap();
     let script = format!(
         "mount -t tmpfs -o mode=755 none /srv; mkdir -p /srv/site; cp {} /srv/site/policy.toml; \
          export HPCRUN_POLICY=/srv/site/policy.toml; export HOME=/home/hpcrun-test",

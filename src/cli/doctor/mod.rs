@@ -42,8 +42,8 @@ pub(crate) fn run(args: &Doctor) -> Result<u8, Failure> {
     let (outcome, policy) = policy();
     checks.push(site_checks::policy(Path::new(POLICY_PATH), &outcome));
     if let Some(policy) = &policy {
-        checks.extend(keeps::gather(policy).iter().map(site_checks::keep));
         checks.extend(signers(policy));
+        checks.extend(keeps::gather(policy).iter().map(site_checks::keep));
     }
     if let Some(path) = &args.image {
         checks.extend(image::checks(path, host, policy.as_ref()));
