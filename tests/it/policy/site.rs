@@ -290,6 +290,23 @@ fn modules_on_request_automatic_and_never() {
 }
 
 #[test]
+fn modules_match_an_image_by_its_digest() {
+    let inspected = stdout(hpcrun(["inspect", "--json"]).arg(image()));
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    let digest = inspected["provenance"]["manifest_digest"].as_str().unwrap();
+    let rule = |image: &str| {
+        format!(
+            "[modules.m]\nmode = \"auto\"\nmatch = {{ image = \"{image}\" }}\nenv.set = {{ MATCHED = \"1\" }}\n"
+        )
+    };
+    for (image, matches) in [(digest, true), (&digest[..20], false), (&format!("{}*", &digest[..20]), true)] {
+        let site = Site::new(&rule(image));
+        let env = stdout(&mut site.exec([""; 0], &["env"]));
+        assert_eq!(env.contains("MATCHED=1\n"), matches, "{image}: {env}");
+    }
+}
+
+#[test]
 fn drop_ins_add_up_in_the_order_of_their_names() {
     let site = Site::new("[binds]\nallowed = [\"/usr\"]\n");
     site.refuses(&["--bind", "/etc:/x"], 2, &[]);
