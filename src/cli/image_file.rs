@@ -14,6 +14,7 @@ use crate::image::facts::Facts;
 use crate::image::foreign::{self, Foreign};
 use crate::image::sif::{self, Sif, SifError};
 use crate::image::trailer::{Contents, Provenance, SectionKind, TrailerError};
+use crate::launch::plan::FileId;
 use crate::mount::node_cache::{Checks, Key, Original};
 use crate::mount::voucher::{Hashes, Voucher, When};
 use crate::policy::rules::Verify;
@@ -34,7 +35,7 @@ pub(crate) struct ImageFile {
     /// Which file it is, and whose.
     pub(crate) identity: Identity,
     /// Set when the squashfs lies in a SIF.
-    pub(crate) sif: Option<Signed>,
+    pub(crate) sif: Option<SifSignature>,
     /// Whose files gave the config, where there is no trailer: `Apptainer`.
     pub(crate) maker: Option<&'static str>,
     /// What of a foreign image is not taken over.
@@ -54,9 +55,16 @@ pub(crate) struct Identity {
     pub(crate) owner: u32,
 }
 
+impl Identity {
+    /// What makes two openings the same file.
+    pub(crate) fn file_id(&self) -> FileId {
+        FileId { device: self.device, inode: self.inode, modified_ns: self.modified_ns }
+    }
+}
+
 /// Whether a SIF bears a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signed {
+pub(crate) enum SifSignature {
     /// None.
     No,
     /// One at least, which nobody has checked.
@@ -214,7 +222,7 @@ impl ImageFile {
             foreign::config_of_sif(&objects, &sif.architecture, &|path| read_small(&filesystem, path))
                 .map_err(unreadable)?;
         let mut image = ImageFile::bare(path, filesystem, length, identity).with_foreign(Some(found));
-        image.sif = Some(if sif.is_signed() { Signed::NotChecked } else { Signed::No });
+        image.sif = Some(if sif.is_signed() { SifSignature::NotChecked } else { SifSignature::No });
         image.warnings.extend(sif.warning());
         Ok(image)
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::cli::args::Inspect;
-use crate::cli::image_file::{ImageFile, Signed};
+use crate::cli::image_file::{ImageFile, SifSignature};
 use crate::cli::report::{Failure, chain};
 use crate::cli::signatures::{self, Judged, Outcome};
 use crate::cli::{image_word, inspect_host, mpi, output, profile, site, size};
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Inspect) -> Result<u8, Failure> {
     let facts = mpi::all_facts(&image)?;
     let provenance = image.provenance()?;
     let root = root(&image)?;
-    let signatures = signed(&image, &policy)?;
+    let signatures = signed(&image, &policy);
     let text = match args.json {
         true => as_json(&image, provenance, root, &facts, &signatures)?,
         false => as_text(&image, provenance, root, &facts, &signatures),
@@ -45,14 +45,11 @@ fn root(image: &ImageFile) -> Result<Option<String>, Failure> {
     Ok(header.map(|header| format!("sha256:{}", to_hex(&header.root))))
 }
 
-/// The signatures and what they are worth by the site's list, if it has one.
-fn signed(image: &ImageFile, policy: &Policy) -> Result<Vec<Judged>, Failure> {
+/// The signatures and what they are worth by the site's list, if it has one. `Err` says why that cannot be told.
+fn signed(image: &ImageFile, policy: &Policy) -> Result<Vec<Judged>, String> {
     let Some(contents) = image.contents() else { return Ok(Vec::new()) };
     let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
-    let judged = signatures::judged(contents, &read_at, signatures::known(policy).as_ref());
-    judged.map_err(|why| {
-        Failure::plain(format!("cannot check the signatures of {}: {why}", image.path.display()))
-    })
+    signatures::judged(contents, &read_at, &signatures::known(policy))
 }
 
 fn described(profile: &Profile) -> String {
@@ -68,7 +65,7 @@ fn as_text(
     provenance: Option<&Provenance>,
     root: Option<String>,
     facts: &Facts,
-    signatures: &[Judged],
+    signatures: &Result<Vec<Judged>, String>,
 ) -> String {
     let superblock = image.filesystem.superblock();
     let mut text = String::new();
@@ -90,8 +87,8 @@ fn as_text(
         None => {
             let what = match image.sif {
                 None => "this squashfs has no hpcrun trailer",
-                Some(Signed::No) => "this is a SIF",
-                Some(Signed::NotChecked) => "this is a SIF, signed, which was not checked",
+                Some(SifSignature::No) => "this is a SIF",
+                Some(SifSignature::NotChecked) => "this is a SIF, signed, which was not checked",
             };
             let maker = image.maker.map(|maker| format!("; what follows is in files of {maker}"));
             line("origin", &format!("unknown: {what}{}", maker.unwrap_or_default()));
@@ -110,8 +107,13 @@ fn as_text(
             }
         }
     }
-    for (index, signature) in signatures.iter().enumerate() {
-        line(if index == 0 { "signatures" } else { "" }, &signature.to_string());
+    match signatures {
+        Ok(signatures) => {
+            for (index, signature) in signatures.iter().enumerate() {
+                line(if index == 0 { "signatures" } else { "" }, &signature.to_string());
+            }
+        }
+        Err(why) => line("signatures", &format!("cannot be checked: {why}")),
     }
     if let Some(profile) = profile::own(image) {
         line("profile", &described(&profile));
@@ -157,7 +159,7 @@ fn as_json(
     provenance: Option<&Provenance>,
     root: Option<String>,
     facts: &Facts,
-    signatures: &[Judged],
+    signatures: &Result<Vec<Judged>, String>,
 ) -> Result<String, Failure> {
     let superblock = image.filesystem.superblock();
     let document = json!({
@@ -175,7 +177,8 @@ fn as_json(
             "bytes": profile.stored_bytes(),
             "commands": profile.commands,
         })),
-        "signatures": signatures.iter().map(|signature| json!({
+        "signatures_fault": signatures.as_ref().err(),
+        "signatures": signatures.iter().flatten().map(|signature| json!({
             "key_type": signature.key.as_ref().map(PublicKey::type_name),
             "fingerprint": signature.key.as_ref().map(PublicKey::fingerprint),
             "signer": match &signature.outcome { Outcome::Good(signer) => Some(signer), _ => None },

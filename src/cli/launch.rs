@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::cli::args::{Exec, Run, Shell};
-use crate::cli::image_file::{self, Identity, ImageFile};
+use crate::cli::image_file::{self, ImageFile};
 use crate::cli::image_traits;
 use crate::cli::image_word;
 use crate::cli::launch_args::LaunchOptions;
@@ -30,7 +30,7 @@ use crate::launch::gpu::ImageLibraries;
 use crate::launch::identity::IDENTITY_FILE_LIMIT_BYTES;
 use crate::launch::inject::{Injection, Loaders};
 use crate::launch::modules;
-use crate::launch::plan::{FileId, HostCommand, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
+use crate::launch::plan::{HostCommand, ImageFacts, LaunchPlan, PlanError, SquashfsFacts};
 use crate::launch::record::Role;
 use crate::launch::request::{Request, Verb};
 use crate::mount::graft::Grafts;
@@ -239,13 +239,14 @@ fn planned(
         // From here on only the server reads.
         root.watch(Arc::new(recorder));
     }
-    let images = served(&plan, root, reading.verify, policy)?;
+    let images = served(&mut plan, root, reading.verify, policy)?;
     Ok((plan, images, grafts))
 }
 
-/// The root's image, unless the site has mounted it, and the data images.
+/// The root's image, unless the site has mounted it, and the data images. Ranks share only what they have judged, so
+/// that each file opened here is in the key by which they find each other.
 fn served(
-    plan: &LaunchPlan,
+    plan: &mut LaunchPlan,
     root: Filesystem,
     verify: Verify,
     policy: &Policy,
@@ -260,6 +261,8 @@ fn served(
                 // What it is, only the opened file says.
                 let judged = policy.image(source, &image_traits::of(&image, policy)?, plan.uid);
                 judged.map_err(|refusal| Failure::refused(&refusal))?;
+                let file = image.identity.file_id();
+                plan.share = plan.share.take().map(|key| key.with_file(&file, image.length));
                 images.push(image.filesystem);
             }
             _ => {}
@@ -317,7 +320,6 @@ pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<I
             break;
         }
     }
-    let Identity { device, inode, modified_ns, .. } = image.identity;
     let provenance = image.provenance()?;
     let superblock = filesystem.superblock();
     let root = filesystem.inode(filesystem.root()).map_err(|error| Failure::new(&error))?;
@@ -334,7 +336,7 @@ pub(crate) fn facts(image: &ImageFile, host: &Host, policy: &Policy) -> Result<I
         typed: image.path.clone(),
         path: std::fs::canonicalize(&image.path).unwrap_or_else(|_| image.path.clone()),
         size_bytes: image.length,
-        file: FileId { device, inode, modified_ns },
+        file: image.identity.file_id(),
         origin: provenance.map(|provenance| provenance.origin.clone()),
         digest: provenance.map(|provenance| provenance.manifest_digest.clone()),
         compression: Codec::from_id(filesystem.superblock().codec_id).map_or("", Codec::name).to_owned(),

@@ -8,10 +8,10 @@ use clap::Args;
 
 use crate::cli::image_file::ImageFile;
 use crate::cli::report::{Failure, chain};
-use crate::cli::{image_word, output, signatures, site};
+use crate::cli::{image_word, output, signatures, site, verify};
 use crate::convert::keep;
 use crate::image::signature::{self, NAMESPACE, Signature};
-use crate::image::trailer::{Contents, SectionKind};
+use crate::image::trailer::{Contents, Place, SectionKind};
 
 /// The program that knows keys, agents, tokens and passphrases.
 const KEYGEN: &str = "ssh-keygen";
@@ -28,6 +28,9 @@ pub(crate) struct Sign {
     /// Print the message to be signed, and change nothing
     #[arg(long, conflicts_with = "key")]
     message: bool,
+    /// Put the new signature in the place of all that are there, also of those that cannot be read
+    #[arg(long, conflicts_with = "message")]
+    fresh: bool,
     /// Image files or names of images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
@@ -42,12 +45,16 @@ pub(crate) fn run(args: &Sign, quiet: bool) -> Result<u8, Failure> {
     let policy = site::policy()?;
     for image in &args.images {
         let target = Target::open(image_word::locate(image, &policy)?)?;
+        if !args.message {
+            target.check()?;
+        }
+        target.verify()?;
         let signature = match (&args.key, &args.add) {
-            (Some(key), _) => target.check().and_then(|()| make(key, &target.message))?,
-            (None, Some(file)) => target.check().and_then(|()| read(file))?,
+            (Some(key), _) => make(key, &target.message)?,
+            (None, Some(file)) => read(file)?,
             (None, None) => return output::data(target.message.as_bytes()),
         };
-        let key = target.add(signature)?;
+        let key = target.again()?.add(signature, args.fresh)?;
         if !quiet {
             output::message(&format!("{}: signed with {key}", image.display()));
         }
@@ -60,6 +67,8 @@ struct Target {
     path: PathBuf,
     image: ImageFile,
     contents: Contents,
+    /// Where the list lies by which the squashfs is checked.
+    hashes: Place,
     message: String,
 }
 
@@ -71,8 +80,30 @@ impl Target {
                 .hint(format!("convert it: hpcrun convert {} FILE.sqsh", source(&image, &path)))
         };
         let contents = image.contents().cloned().ok_or_else(|| cannot("it has no hpcrun trailer"))?;
-        let message = signature::message(&contents).ok_or_else(|| cannot(signatures::NO_HASHES))?;
-        Ok(Target { path, image, contents, message })
+        let message = signature::message(&contents).zip(contents.place(SectionKind::ChunkHashes));
+        let (message, hashes) = message.ok_or_else(|| cannot(signatures::NO_HASHES))?;
+        if let Some(oddity) = signature::oddity(&contents) {
+            return Err(Failure::plain(format!("cannot sign {}: it has {oddity}", path.display()))
+                .hint("sign it with the hpcrun that wrote it, or convert the image again with this one"));
+        }
+        Ok(Target { path, image, contents, hashes, message })
+    }
+
+    /// Whether the file is what its digests say: a signature is of the digests alone, and says that they are right.
+    fn verify(&self) -> Result<(), Failure> {
+        let file = self.image.filesystem.file();
+        verify::whole(&self.path, file, &self.contents, &self.hashes, None).map(drop)
+    }
+
+    /// The same image, opened again: while a passphrase was typed, somebody else may have added to it.
+    fn again(self) -> Result<Target, Failure> {
+        let now = Target::open(self.path)?;
+        if now.message == self.message {
+            return Ok(now);
+        }
+        let path = now.path.display();
+        Err(Failure::plain(format!("cannot sign {path}: meanwhile it became another image"))
+            .hint("see what it is now, and sign it again"))
     }
 
     /// Whether it could be replaced: for the answer before anybody is asked for a passphrase.
@@ -81,16 +112,22 @@ impl Target {
     }
 
     /// Puts the signature in; gives the key that it is of.
-    fn add(&self, signature: Signature) -> Result<String, Failure> {
+    fn add(&self, signature: Signature, is_fresh: bool) -> Result<String, Failure> {
         let cannot = |why: String| Failure::plain(format!("cannot sign {}: {why}", self.path.display()));
-        let key = signature
-            .check(self.message.as_bytes())
-            .map_err(|fault| cannot(format!("the signature does not count: {fault}")))?;
+        let with_fresh =
+            |why: String| cannot(why).hint("--fresh puts this signature in the place of all others");
+        let key = signature.check(self.message.as_bytes()).map_err(|fault| {
+            cannot(format!("the signature does not count: {fault}"))
+                .hint("sign what 'hpcrun sign --message' prints of this image, with -n hpcrun-image")
+        })?;
         let read_at = |offset: u64, bytes: &mut [u8]| self.image.read_at(offset, bytes);
-        let kept = signatures::kept(&self.contents, &read_at).map_err(cannot)?;
+        let kept = match is_fresh {
+            true => Vec::new(),
+            false => signatures::kept(&self.contents, &read_at).map_err(with_fresh)?,
+        };
         let section = signature::encode(&signature::with(kept, signature));
         // More than readers take must not be written.
-        Signature::parse_all(&section).map_err(|fault| cannot(fault.to_string()))?;
+        Signature::parse_all(&section).map_err(|fault| with_fresh(fault.to_string()))?;
         let trailer = self.contents.with_section(SectionKind::Signatures, &section, &read_at);
         let trailer = trailer.map_err(|error| Failure::new(&error))?;
         let file = self.image.filesystem.file();
@@ -133,15 +170,21 @@ fn make(key: &Path, message: &str) -> Result<Signature, Failure> {
             "{KEYGEN} did not sign with {} ({})",
             key.display(),
             output.status
-        )));
+        ))
+        .hint("it says why above; of a public key, an agent must hold the private half: ssh-add -l"));
     }
-    only(&output.stdout).map_err(|why| Failure::plain(format!("{KEYGEN} wrote no signature: {why}")))
+    only(&output.stdout).map_err(|why| {
+        Failure::plain(format!("{KEYGEN} wrote no signature: {why}"))
+            .hint(format!("see which {KEYGEN} is the first in PATH"))
+    })
 }
 
 fn read(path: &Path) -> Result<Signature, Failure> {
     let cannot = |why: String| Failure::plain(format!("cannot use {}: {why}", path.display()));
     let text = std::fs::read(path).map_err(|error| cannot(chain(&error)))?;
-    only(&text).map_err(cannot)
+    only(&text).map_err(|why| {
+        cannot(why).hint("name the file FILE.sig that 'ssh-keygen -Y sign -n hpcrun-image FILE' writes")
+    })
 }
 
 fn only(text: &[u8]) -> Result<Signature, String> {

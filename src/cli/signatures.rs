@@ -25,8 +25,8 @@ pub(crate) struct Judged {
 pub(crate) enum Outcome {
     /// It counts: whose it is.
     Good(String),
-    /// It is right, and there is no list that says whose it is.
-    Right,
+    /// It is right, and this is why no list says whose it is.
+    Right(String),
     /// It counts for nothing.
     Bad(Fault),
 }
@@ -39,7 +39,7 @@ impl fmt::Display for Judged {
         }
         match &self.outcome {
             Outcome::Good(signer) => write!(f, "good, of {signer}"),
-            Outcome::Right => f.write_str("right, of nobody known: there is no list of signers"),
+            Outcome::Right(why) => write!(f, "right, of nobody known: {why}"),
             Outcome::Bad(fault) => write!(f, "does not count: {fault}"),
         }
     }
@@ -52,24 +52,24 @@ pub(crate) fn kept(contents: &Contents, read_at: &ReadAt<'_>) -> Result<Vec<Sign
         .map_err(|fault| format!("the section of signatures is malformed: {fault}"))
 }
 
-/// What each signature of an image is worth. `Err` says why that cannot be told.
+/// What each signature of an image is worth by a list of signers; without one, by what says why there is none. `Err`
+/// says why that cannot be told.
 pub(crate) fn judged(
     contents: &Contents,
     read_at: &ReadAt<'_>,
-    signers: Option<&Signers>,
+    signers: &Result<Signers, String>,
 ) -> Result<Vec<Judged>, String> {
     let kept = kept(contents, read_at)?;
     let Some(message) = signature::message(contents) else {
         return if kept.is_empty() { Ok(Vec::new()) } else { Err(NO_HASHES.to_owned()) };
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = now()?;
     let judged = kept.iter().map(|signature| {
         let key = signature.key().ok();
         let outcome = match (signature.check(message.as_bytes()), signers) {
             (Err(fault), _) => Outcome::Bad(fault),
-            (Ok(_), None) => Outcome::Right,
-            (Ok(key), Some(signers)) => match signers.judge(&key, now) {
+            (Ok(_), Err(why)) => Outcome::Right(why.clone()),
+            (Ok(key), Ok(signers)) => match signers.judge(&key, now) {
                 Ok(signer) => Outcome::Good(signer.to_owned()),
                 Err(fault) => Outcome::Bad(fault),
             },
@@ -79,33 +79,50 @@ pub(crate) fn judged(
     Ok(judged.collect())
 }
 
+/// Seconds after 1970. A clock that was never set would let keys sign that have expired.
+pub(crate) fn now() -> Result<i64, String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
+    now.ok_or_else(|| "the clock is before 1970".to_owned())
+}
+
 /// Why an image has no text to be signed.
 pub(crate) const NO_HASHES: &str =
     "it holds no chunk hashes, so a signature would say nothing of its content";
 
 /// What the signatures of an image are worth by the site's own list. A list that cannot be used is a failure.
 pub(crate) fn judge(image: &ImageFile, policy: &Policy) -> Result<Signed, Failure> {
-    let signers = of_site(policy)?;
-    let not = |why: String| Ok(Signed::Not(why));
+    let signers = Ok(of_site(policy)?);
     let Some(contents) = image.contents() else {
-        return not("which is no image file of hpcrun's and so cannot be signed".to_owned());
+        return Ok(Signed::Never("which is no image file of hpcrun's and so cannot be signed".to_owned()));
     };
+    if contents.place(SectionKind::ChunkHashes).is_none() {
+        return Ok(Signed::Never(format!("which cannot be signed: {NO_HASHES}")));
+    }
     let read_at = |offset: u64, bytes: &mut [u8]| image.read_at(offset, bytes);
-    match judged(contents, &read_at, Some(&signers)) {
-        Err(why) => not(format!("whose signatures cannot be checked: {why}")),
+    match judged(contents, &read_at, &signers) {
+        Err(why) => Ok(Signed::Not(format!("whose signatures cannot be checked: {why}"))),
         Ok(judged) => Ok(verdict(judged)),
     }
 }
 
-/// One good signature is enough; otherwise the last one that does not count says why.
+/// One good signature is enough. Otherwise the last one that does not count says why, best one of a listed key.
 fn verdict(judged: Vec<Judged>) -> Signed {
     let mut why = "which is not signed".to_owned();
+    let mut is_of_listed = false;
     for Judged { key, outcome } in judged {
         let key = key.map_or_else(|| "unknown key".to_owned(), |key| key.to_string());
         match outcome {
             Outcome::Good(signer) => return Signed::By { signer, key },
-            Outcome::Right => {}
-            Outcome::Bad(fault) => why = format!("whose signature ({key}) does not count: {fault}"),
+            Outcome::Bad(fault) => {
+                let is_listed =
+                    matches!(fault, Fault::OtherNamespaces(_) | Fault::NotYet(_) | Fault::Expired(_));
+                if is_listed || !is_of_listed {
+                    why = format!("whose signature ({key}) does not count: {fault}");
+                }
+                is_of_listed |= is_listed;
+            }
+            Outcome::Right(_) => {}
         }
     }
     Signed::Not(why)
@@ -115,7 +132,7 @@ fn verdict(judged: Vec<Judged>) -> Signed {
 pub(crate) fn of_site(policy: &Policy) -> Result<Signers, Failure> {
     let path = policy.signers();
     let cannot = |failure: Failure| failure.within("cannot check signatures");
-    match probe::read_policy(path) {
+    match probe::read_signers(path) {
         Ok(Some(text)) => parse(path, &text).map_err(cannot),
         Ok(None) => {
             let rule = policy.requires_signature().map(|rule| format!(", and {rule} asks for signatures"));
@@ -127,10 +144,14 @@ pub(crate) fn of_site(policy: &Policy) -> Result<Signers, Failure> {
     }
 }
 
-/// The site's list for verbs that only show: none where it cannot be used.
-pub(crate) fn known(policy: &Policy) -> Option<Signers> {
-    let text = probe::read_policy(policy.signers()).ok().flatten()?;
-    parse(policy.signers(), &text).ok()
+/// The site's list for verbs that only show. `Err` says why there is none.
+pub(crate) fn known(policy: &Policy) -> Result<Signers, String> {
+    let path = policy.signers();
+    match probe::read_signers(path) {
+        Ok(Some(text)) => parse(path, &text).map_err(|failure| failure.message().to_owned()),
+        Ok(None) => Err("there is no list of signers".to_owned()),
+        Err(error) => Err(chain(&error)),
+    }
 }
 
 /// A list that somebody named, whoever wrote it.

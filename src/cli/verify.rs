@@ -13,9 +13,9 @@ use crate::cli::image_file::{ImageFile, ImageFileError};
 use crate::cli::report::{Failure, chain};
 use crate::cli::signatures::{self, Judged, Outcome};
 use crate::cli::{image_word, output, site, size};
-use crate::image::chunks::{Chunk, ChunkError, Index};
+use crate::image::chunks::{Chunk, ChunkError, Header, Index};
 use crate::image::signature::Signers;
-use crate::image::trailer::{Contents, ReadAt, SectionKind, TrailerError};
+use crate::image::trailer::{Contents, Place, ReadAt, SectionKind, TrailerError};
 use crate::policy::Policy;
 use crate::squashfs::reader::ReadError;
 
@@ -33,6 +33,26 @@ pub(crate) fn run(args: &Verify, quiet: bool) -> Result<u8, Failure> {
     let wanted = Wanted::new(args, &policy)?;
     let (file, contents) = open(&image)?;
     let Some(place) = contents.place(SectionKind::ChunkHashes) else { return Err(no_hashes(&image)) };
+    let header = whole(&args.image, &file, &contents, &place, args.jobs)?;
+    if !quiet {
+        let (chunks, bytes) = (header.count, size::bytes(header.covered));
+        let time = size::seconds(begun.elapsed());
+        output::message(&format!("{shown}: whole: {bytes} in {chunks} chunks, in {time}"));
+    }
+    let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+    wanted.check(args, &contents, &read_at, quiet)
+}
+
+/// Reads all of an opened image file and holds it against its digests; `place` is where its chunk hashes lie. `image`
+/// names it in messages. Gives what the list of chunk hashes says of itself.
+pub(crate) fn whole(
+    image: &Path,
+    file: &File,
+    contents: &Contents,
+    place: &Place,
+    jobs: Option<u16>,
+) -> Result<Header, Failure> {
+    let shown = image.display();
     let damaged = |what: String| {
         let failure = Failure::plain(format!("{shown} is damaged: {what}")).with_status(STATUS_DAMAGED);
         failure.hint("copy or convert the image again")
@@ -42,29 +62,21 @@ pub(crate) fn run(args: &Verify, quiet: bool) -> Result<u8, Failure> {
         _ => damaged(chain(&error)),
     };
     let read_at = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
-    check_sections(&contents, &read_at).map_err(damaged)?;
-    let index = Index::load(&place, contents.squashfs_length(), &read_at).map_err(of_list)?;
-    match Search::new(&file, &index).run(threads(args)) {
+    check_sections(contents, &read_at).map_err(damaged)?;
+    let index = Index::load(place, contents.squashfs_length(), &read_at).map_err(of_list)?;
+    match Search::new(file, &index).run(threads(jobs)) {
         Some(Found::Bad(chunk)) => {
             Err(damaged(format!("bytes {} to {} are not what was written", chunk.offset, chunk.end())))
         }
         Some(Found::Unreadable(error)) => Err(of_list(error)),
-        None => {
-            if !quiet {
-                let header = index.header();
-                let (chunks, bytes) = (header.count, size::bytes(header.covered));
-                let time = size::seconds(begun.elapsed());
-                output::message(&format!("{shown}: whole: {bytes} in {chunks} chunks, in {time}"));
-            }
-            wanted.check(args, &contents, &read_at, quiet)
-        }
+        None => Ok(*index.header()),
     }
 }
 
 /// What is asked of the image's signatures.
 struct Wanted {
-    /// Whose keys count; none where nobody says.
-    signers: Option<Signers>,
+    /// Whose keys count, or why nobody says.
+    signers: Result<Signers, String>,
     /// Whether there must be one that counts.
     is_required: bool,
 }
@@ -72,9 +84,9 @@ struct Wanted {
 impl Wanted {
     fn new(args: &Verify, policy: &Policy) -> Result<Wanted, Failure> {
         Ok(match &args.signers {
-            Some(file) => Wanted { signers: Some(signatures::named(file)?), is_required: true },
+            Some(file) => Wanted { signers: Ok(signatures::named(file)?), is_required: true },
             None if policy.requires_signature().is_some() => {
-                Wanted { signers: Some(signatures::of_site(policy)?), is_required: true }
+                Wanted { signers: Ok(signatures::of_site(policy)?), is_required: true }
             }
             None => Wanted { signers: signatures::known(policy), is_required: false },
         })
@@ -90,8 +102,19 @@ impl Wanted {
     ) -> Result<u8, Failure> {
         let shown = args.image.display();
         let failed = |why: &str| Failure::plain(format!("{shown} {why}")).with_status(STATUS_DAMAGED);
-        let judged = signatures::judged(contents, read_at, self.signers.as_ref())
-            .map_err(|why| failed(&format!("has signatures that cannot be checked: {why}")))?;
+        let judged = match signatures::judged(contents, read_at, &self.signers) {
+            Ok(judged) => judged,
+            Err(why) if self.is_required => {
+                return Err(failed(&format!("has signatures that cannot be checked: {why}"))
+                    .hint(format!("hpcrun sign --fresh --key KEY {shown} replaces them all")));
+            }
+            Err(why) => {
+                if !quiet {
+                    output::message(&format!("{shown}: signatures cannot be checked: {why}"));
+                }
+                return Ok(0);
+            }
+        };
         let is_good = judged.iter().any(|judged| matches!(judged.outcome, Outcome::Good(_)));
         if !self.is_required || is_good {
             let lines = judged.iter().filter(|_| !quiet);
@@ -99,7 +122,7 @@ impl Wanted {
             return Ok(0);
         }
         if judged.is_empty() {
-            return Err(failed("is not signed").hint("hpcrun sign --key KEY IMAGE"));
+            return Err(failed("is not signed").hint(format!("hpcrun sign --key KEY {shown}")));
         }
         let judged: Vec<String> = judged.iter().map(Judged::to_string).collect();
         Err(failed(&format!("has no signature that counts: {}", judged.join("; "))))
@@ -145,17 +168,17 @@ fn unusable(error: ImageFileError) -> Failure {
     if is_damage { failure.with_status(STATUS_DAMAGED) } else { failure }
 }
 
-fn threads(args: &Verify) -> usize {
+fn threads(jobs: Option<u16>) -> usize {
     let cpus = || thread::available_parallelism().map_or(1, usize::from);
-    args.jobs.map_or_else(cpus, usize::from)
+    jobs.map_or_else(cpus, usize::from)
 }
 
 /// Checks everything behind the squashfs but the chunk hashes.
 pub(crate) fn check_sections(contents: &Contents, read_at: &ReadAt<'_>) -> Result<(), String> {
-    let others = contents.places().filter(|(number, _)| *number != SectionKind::ChunkHashes.number());
-    for (number, place) in others {
-        let section = place.read(SectionKind::ChunkHashes.max_bytes(), read_at);
-        section.map_err(|error| format!("section {number} of the trailer: {}", chain(&error)))?;
+    let others = contents.entries().iter();
+    for entry in others.filter(|entry| entry.number != SectionKind::ChunkHashes.number()) {
+        let section = entry.place.read(SectionKind::ChunkHashes.max_bytes(), read_at);
+        section.map_err(|error| format!("section {} of the trailer: {}", entry.number, chain(&error)))?;
     }
     Ok(())
 }

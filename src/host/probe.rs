@@ -325,8 +325,10 @@ fn read_limited(path: &Path, limit_bytes: u64) -> Option<Vec<u8>> {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyFileError {
     /// The file.
-    #[error("cannot read site policy {}", path.display())]
+    #[error("cannot read {role} {}", path.display())]
     Read {
+        /// What the file is to the site.
+        role: &'static str,
         /// As asked.
         path: PathBuf,
         /// The kernel's word.
@@ -343,14 +345,18 @@ pub enum PolicyFileError {
         column: usize,
     },
     /// Its size.
-    #[error("site policy {} is larger than {POLICY_LIMIT_BYTES} bytes", path.display())]
+    #[error("{role} {} is larger than {POLICY_LIMIT_BYTES} bytes", path.display())]
     TooLarge {
+        /// What the file is to the site.
+        role: &'static str,
         /// As asked.
         path: PathBuf,
     },
     /// Who else could have written it.
-    #[error("site policy cannot be trusted: {} {why}", path.display())]
+    #[error("{role} cannot be trusted: {} {why}", path.display())]
     Untrusted {
+        /// What the file is to the site.
+        role: &'static str,
         /// The file, or a directory above it.
         path: PathBuf,
         /// What is wrong with it.
@@ -364,13 +370,31 @@ impl Hint for PolicyFileError {
     fn hints(&self) -> Vec<String> {
         match self {
             PolicyFileError::Untrusted { remedy, .. } => vec![format!("as root: {remedy}")],
-            PolicyFileError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                vec!["the site policy must be readable by everybody: ask the administrator".to_owned()]
+            PolicyFileError::Read { source, role, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                vec![format!("the {role} must be readable by everybody: ask the administrator")]
             }
             _ => Vec::new(),
         }
     }
 }
+
+impl PolicyFileError {
+    fn of(self, new: &'static str) -> PolicyFileError {
+        let mut error = self;
+        match &mut error {
+            PolicyFileError::Read { role, .. }
+            | PolicyFileError::TooLarge { role, .. }
+            | PolicyFileError::Untrusted { role, .. } => *role = new,
+            PolicyFileError::NotText { .. } => {}
+        }
+        error
+    }
+}
+
+/// What most files that are read here are.
+const POLICY: &str = "site policy";
 
 /// A file of the policy as it was read: its path and its text.
 pub type PolicyText = (PathBuf, String);
@@ -390,8 +414,11 @@ pub fn read_policy_files(path: &Path) -> Result<Vec<PolicyText>, PolicyFileError
 pub fn read_policy_draft(path: &Path) -> Result<Vec<PolicyText>, PolicyFileError> {
     let mut files = Vec::new();
     for path in iter::once(path.to_owned()).chain(policy_drop_ins(path, false)?) {
-        let file =
-            open_policy(&path).map_err(|source| PolicyFileError::Read { path: path.clone(), source })?;
+        let file = open_policy(&path).map_err(|source| PolicyFileError::Read {
+            role: POLICY,
+            path: path.clone(),
+            source,
+        })?;
         files.push((path.clone(), policy_text(&path, file)?));
     }
     Ok(files)
@@ -400,14 +427,14 @@ pub fn read_policy_draft(path: &Path) -> Result<Vec<PolicyText>, PolicyFileError
 /// The drop-ins of a policy, sorted: of `NAME.toml` the files `NAME.d/*.toml` that are not hidden.
 fn policy_drop_ins(path: &Path, must_be_trusted: bool) -> Result<Vec<PathBuf>, PolicyFileError> {
     let directory = path.with_extension("d");
-    let read_error = |source| PolicyFileError::Read { path: directory.clone(), source };
+    let read_error = |source| PolicyFileError::Read { role: POLICY, path: directory.clone(), source };
     let entries = match directory.read_dir() {
         Ok(entries) => entries,
         Err(error) if is_absent(&directory, &error) => return Ok(Vec::new()),
         Err(error) => return Err(read_error(error)),
     };
     if must_be_trusted {
-        check_ancestors(&directory.join("."))?;
+        check_way(&directory)?;
     }
     let mut paths = Vec::new();
     for entry in entries {
@@ -436,7 +463,7 @@ fn open_policy(path: &Path) -> io::Result<File> {
 /// Reads one file of the site's policy, once: who owns it and who may write it is checked on the file that was opened and on every
 /// directory above it. None when there is no such file: the site has no policy.
 pub fn read_policy(path: &Path) -> Result<Option<String>, PolicyFileError> {
-    let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
+    let read_error = |source| PolicyFileError::Read { role: POLICY, path: path.to_owned(), source };
     let file = match open_policy(path) {
         Ok(file) => file,
         Err(error) if is_absent(path, &error) => return Ok(None),
@@ -444,28 +471,61 @@ pub fn read_policy(path: &Path) -> Result<Option<String>, PolicyFileError> {
     };
     let metadata = file.metadata().map_err(read_error)?;
     check_trust(path, &metadata)?;
-    check_ancestors(path)?;
+    check_way(path)?;
     policy_text(path, file).map(Some)
 }
 
-/// Refuses a path below a directory that somebody other than root could change.
-fn check_ancestors(path: &Path) -> Result<(), PolicyFileError> {
-    let read_error = |source| PolicyFileError::Read { path: path.to_owned(), source };
-    for directory in path.canonicalize().map_err(read_error)?.ancestors().skip(1) {
-        check_trust(directory, &directory.metadata().map_err(read_error)?)?;
+/// Reads the site's list of signers as [`read_policy`] does.
+pub fn read_signers(path: &Path) -> Result<Option<String>, PolicyFileError> {
+    read_policy(path).map_err(|error| error.of("list of signers"))
+}
+
+/// Refuses a path if somebody other than root could change where it leads: walks it as the kernel does, so that each
+/// directory with a link on the way is checked too.
+fn check_way(path: &Path) -> Result<(), PolicyFileError> {
+    let read_error = |source| PolicyFileError::Read { role: POLICY, path: path.to_owned(), source };
+    let names = |path: &Path| -> Vec<OsString> {
+        path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let mut left = names(&std::path::absolute(path).map_err(read_error)?);
+    let mut at = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        at.push(&name);
+        let metadata = at.symlink_metadata().map_err(read_error)?;
+        if !metadata.is_symlink() {
+            check_trust(&at, &metadata)?;
+            continue;
+        }
+        check_owner(&at, &metadata)?;
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(read_error(io::Error::from_raw_os_error(libc::ELOOP)));
+        }
+        left.extend(names(&at.read_link().map_err(read_error)?));
+        at.pop();
     }
     Ok(())
 }
+
+/// As many as the kernel follows.
+const MOST_LINKS: u32 = 40;
 
 /// The text of an open file.
 fn policy_text(path: &Path, file: File) -> Result<String, PolicyFileError> {
     let mut bytes = Vec::new();
     let limit = POLICY_LIMIT_BYTES.saturating_add(1);
-    file.take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|source| PolicyFileError::Read { path: path.to_owned(), source })?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|source| PolicyFileError::Read {
+        role: POLICY,
+        path: path.to_owned(),
+        source,
+    })?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > POLICY_LIMIT_BYTES) {
-        return Err(PolicyFileError::TooLarge { path: path.to_owned() });
+        return Err(PolicyFileError::TooLarge { role: POLICY, path: path.to_owned() });
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
@@ -479,23 +539,32 @@ fn policy_text(path: &Path, file: File) -> Result<String, PolicyFileError> {
     })
 }
 
+fn untrusted(path: &Path, why: String, remedy: &str) -> Result<(), PolicyFileError> {
+    let remedy = format!("{remedy} {}", path.display());
+    Err(PolicyFileError::Untrusted { role: POLICY, path: path.to_owned(), why, remedy })
+}
+
+fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), PolicyFileError> {
+    match metadata.uid() {
+        0 => Ok(()),
+        uid => {
+            let chown = if metadata.is_symlink() { "chown -h root" } else { "chown root" };
+            untrusted(path, format!("belongs to uid {uid}, not to root"), chown)
+        }
+    }
+}
+
 /// Refuses what somebody other than root could have put there.
 fn check_trust(path: &Path, metadata: &Metadata) -> Result<(), PolicyFileError> {
-    let untrusted = |why: String, remedy: &str| {
-        let remedy = format!("{remedy} {}", path.display());
-        Err(PolicyFileError::Untrusted { path: path.to_owned(), why, remedy })
-    };
     if !(metadata.is_file() || metadata.is_dir()) {
-        return untrusted("is not a regular file".to_owned(), "ls -l");
+        return untrusted(path, "is not a regular file".to_owned(), "ls -l");
     }
-    if metadata.uid() != 0 {
-        return untrusted(format!("belongs to uid {}, not to root", metadata.uid()), "chown root");
-    }
+    check_owner(path, metadata)?;
     // In a sticky directory others may add names and cannot touch those of root.
     let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
     if metadata.mode() & 0o022 != 0 && !sticky {
         let why = format!("can be written by others (mode {:04o})", metadata.mode() & 0o7777);
-        return untrusted(why, "chmod go-w");
+        return untrusted(path, why, "chmod go-w");
     }
     Ok(())
 }

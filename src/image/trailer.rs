@@ -53,6 +53,12 @@ impl SectionKind {
         self as u32
     }
 
+    /// Whether this version knows sections of that number.
+    pub fn is_known(number: u32) -> bool {
+        let required = [SectionKind::Manifest, SectionKind::Config, SectionKind::Provenance];
+        required.iter().chain(&OTHER_KINDS).any(|kind| kind.number() == number)
+    }
+
     /// Largest section of this kind that is read, bytes.
     pub fn max_bytes(self) -> u64 {
         match self {
@@ -187,30 +193,44 @@ impl Trailer {
     /// to the footer. Depends on its arguments alone, so that equal images are equal files.
     pub fn encode(&self, squashfs_length: u64) -> Vec<u8> {
         let provenance = json_of(&self.provenance);
-        let mut sections: Vec<(u32, &[u8])> = vec![
-            (SectionKind::Manifest.number(), &self.manifest),
-            (SectionKind::Config.number(), &self.config),
-            (SectionKind::Provenance.number(), &provenance),
+        let mut sections = vec![
+            Section::new(SectionKind::Manifest, &self.manifest),
+            Section::new(SectionKind::Config, &self.config),
+            Section::new(SectionKind::Provenance, &provenance),
         ];
-        sections.extend(self.others.iter().map(|(kind, bytes)| (kind.number(), bytes.as_slice())));
+        sections.extend(self.others.iter().map(|(kind, bytes)| Section::new(*kind, bytes)));
         assemble(&sections, squashfs_length)
     }
 }
 
-/// A trailer of sections in this order, each with the number of its kind.
+/// A section to be written.
+struct Section<'a> {
+    number: u32,
+    flags: u32,
+    reserved: u64,
+    bytes: &'a [u8],
+}
+
+impl Section<'_> {
+    fn new(kind: SectionKind, bytes: &[u8]) -> Section<'_> {
+        Section { number: kind.number(), flags: 0, reserved: 0, bytes }
+    }
+}
+
+/// A trailer of sections in this order.
 #[expect(clippy::cast_possible_truncation, reason = "lengths of what is in memory, few sections")]
-fn assemble(sections: &[(u32, &[u8])], squashfs_length: u64) -> Vec<u8> {
+fn assemble(sections: &[Section<'_>], squashfs_length: u64) -> Vec<u8> {
     let mut out = Output { bytes: Vec::new(), base: squashfs_length };
     out.pad_to(ALIGNMENT);
     let start = out.position();
     let mut table = Vec::with_capacity(sections.len() * ENTRY_BYTES);
-    for (number, bytes) in sections {
+    for Section { number, flags, reserved, bytes } in sections {
         out.pad_to(SECTION_ALIGNMENT);
         table.extend_from_slice(&number.to_le_bytes());
-        table.extend_from_slice(&0u32.to_le_bytes());
+        table.extend_from_slice(&flags.to_le_bytes());
         table.extend_from_slice(&out.position().to_le_bytes());
         table.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        table.extend_from_slice(&0u64.to_le_bytes());
+        table.extend_from_slice(&reserved.to_le_bytes());
         table.extend_from_slice(&Sha256::digest(bytes));
         out.bytes.extend_from_slice(bytes);
     }
@@ -402,10 +422,17 @@ pub struct Contents {
     entries: Vec<Entry>,
 }
 
+/// An entry of the section table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    number: u32,
-    place: Place,
+pub struct Entry {
+    /// The kind of the section, known or not.
+    pub number: u32,
+    /// 0 in this version.
+    pub flags: u32,
+    /// 0 in this version.
+    pub reserved: u64,
+    /// The section itself.
+    pub place: Place,
 }
 
 impl Contents {
@@ -435,11 +462,6 @@ impl Contents {
         self.footer.squashfs_length
     }
 
-    /// Length of section `kind`, bytes; none when it is not there.
-    pub fn section_length(&self, kind: SectionKind) -> Option<u64> {
-        self.place(kind).map(|place| place.length)
-    }
-
     fn entry(&self, kind: SectionKind) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.number == kind.number())
     }
@@ -458,9 +480,9 @@ impl Contents {
         self.entry(kind).map(|entry| entry.place)
     }
 
-    /// Where each section lies, with the number of its kind, known or not.
-    pub fn places(&self) -> impl Iterator<Item = (u32, Place)> + '_ {
-        self.entries.iter().map(|entry| (entry.number, entry.place))
+    /// The section table, in its order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
     /// The trailer with `bytes` as its section `kind`. All other sections are as they are in the file, unknown ones
@@ -472,14 +494,19 @@ impl Contents {
         read_at: &ReadAt<'_>,
     ) -> Result<Vec<u8>, TrailerError> {
         let mut kept = Vec::new();
-        for (number, place) in self.places().filter(|(number, _)| *number != kind.number()) {
-            kept.push((number, place.read(SectionKind::ChunkHashes.max_bytes(), read_at)?));
+        for entry in self.entries.iter().filter(|entry| entry.number != kind.number()) {
+            kept.push((entry, entry.place.read(SectionKind::ChunkHashes.max_bytes(), read_at)?));
         }
-        let mut sections: Vec<(u32, &[u8])> =
-            kept.iter().map(|(number, bytes)| (*number, bytes.as_slice())).collect();
-        sections.push((kind.number(), bytes));
+        let mut sections: Vec<Section<'_>> = kept
+            .iter()
+            .map(|(entry, bytes)| {
+                let Entry { number, flags, reserved, .. } = **entry;
+                Section { number, flags, reserved, bytes }
+            })
+            .collect();
+        sections.push(Section::new(kind, bytes));
         let last = [SectionKind::Signatures.number(), SectionKind::Profile.number()];
-        sections.sort_by_key(|(number, _)| last.iter().position(|other| other == number));
+        sections.sort_by_key(|section| last.iter().position(|other| *other == section.number));
         Ok(assemble(&sections, self.footer.squashfs_length))
     }
 
@@ -515,10 +542,11 @@ impl Entry {
     fn parse(bytes: &[u8], footer: &Footer) -> Result<Entry, TrailerError> {
         let mut fields = Fields(bytes);
         let number = fields.u32()?;
-        let _flags = fields.u32()?;
+        let flags = fields.u32()?;
         let (offset, length) = (fields.u64()?, fields.u64()?);
-        let _reserved = fields.u64()?;
-        let entry = Entry { number, place: Place { offset, length, digest: fields.take()? } };
+        let reserved = fields.u64()?;
+        let place = Place { offset, length, digest: fields.take()? };
+        let entry = Entry { number, flags, reserved, place };
         let end = offset.checked_add(length);
         if offset < footer.start || end.is_none_or(|end| end > footer.table_offset) {
             return Err(TrailerError::Malformed("a section lies outside the trailer"));

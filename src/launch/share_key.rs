@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
-use super::plan::{Guise, ImageFacts, ShareKey};
+use super::plan::{FileId, Guise, ImageFacts, ShareKey};
 use super::request::Request;
 use crate::host::Host;
 use crate::host::launcher::LauncherKind;
@@ -81,6 +81,17 @@ pub fn share_key(
         }
     }
     Some(ShareKey { directory: host.share_directory.clone()?, name: hash.finish() })
+}
+
+impl ShareKey {
+    /// The key of those that have opened this very file too. A path says nothing of what is served from it.
+    #[must_use]
+    pub fn with_file(self, file: &FileId, length: u64) -> ShareKey {
+        let mut hash = FieldHash::default();
+        hash.field(&self.name);
+        hash.field(format!("{file:?} {length}"));
+        ShareKey { name: hash.finish(), ..self }
+    }
 }
 
 /// A hash over fields, each with its length, so that no two lists of fields hash alike.

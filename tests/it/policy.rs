@@ -638,6 +638,46 @@ fn a_directory_that_others_could_have_written_is_refused() {
 }
 
 #[test]
+fn a_link_on_the_way_is_as_good_as_its_directory() {
+    let Some((dir, path)) = root_file("[home]\n") else {
+        return own_file_is_refused();
+    };
+    // In a directory of somebody's.
+    let own = support::scratch();
+    std::os::unix::fs::chown(own.path(), Some(1001), None).unwrap();
+    let inside = own.path().join("link");
+    symlink(dir.path(), &inside).unwrap();
+    let refused = |path: &Path, named: &Path| {
+        let error = probe::read_policy(path).unwrap_err().to_string();
+        assert!(
+            error.starts_with("site policy cannot be trusted") && error.contains(named.to_str().unwrap()),
+            "{error}"
+        );
+    };
+    refused(&inside.join("policy.toml"), own.path());
+    // Through a second link of root's, in root's directory.
+    let outside = dir.path().join("outside");
+    symlink(&inside, &outside).unwrap();
+    refused(&outside.join("policy.toml"), own.path());
+    // Somebody's own link.
+    let his = dir.path().join("his");
+    symlink(dir.path(), &his).unwrap();
+    std::os::unix::fs::lchown(&his, Some(1001), None).unwrap();
+    refused(&his.join("policy.toml"), &his);
+    // Root's, also to and fro.
+    let good = dir.path().join("good");
+    symlink(format!("../{}/.", dir.path().file_name().unwrap().to_str().unwrap()), &good).unwrap();
+    assert_eq!(probe::read_policy(&good.join("policy.toml")).unwrap().as_deref(), Some("[home]\n"));
+    // Drop-ins that somebody else could have taken away.
+    let drop_ins = path.with_extension("d");
+    fs::create_dir(&drop_ins).unwrap();
+    assert_eq!(probe::read_policy_files(&path).unwrap().len(), 1);
+    std::os::unix::fs::chown(&drop_ins, Some(1001), None).unwrap();
+    let error = probe::read_policy_files(&path).unwrap_err().to_string();
+    assert!(error.contains("policy.d belongs to uid 1001"), "{error}");
+}
+
+#[test]
 fn what_is_no_policy_file_is_refused() {
     let Some((dir, path)) = root_file("") else {
         return own_file_is_refused();

@@ -261,13 +261,28 @@ fn each_ground_for_a_refusal() {
     site.refuses(&own, &["not listed"]);
     signed(&other, &own);
     site.runs(&own);
+    // What is wrong with a listed key says more than that another is not listed, whichever came last.
+    site.write("signers", &listed(&key, "valid-before=\"20200101Z\""));
+    site.refuses(&own, &["has expired, as"]);
+    let doctor = run(&mut site.hpcrun(&["doctor"]));
+    assert!(text(&doctor.stdout).contains("(1 that may not)"), "{}", text(&doctor.stdout));
     // A list that cannot be trusted or understood stops every launch.
     let signers = site.dir.path().join("signers");
     site.write("signers", &format!("{}*.example.org cert-authority ssh-ed25519 AAAA\n", listed(&other, "")));
     assert_fails(&site.exec(&own, &["true"]), 125, &["cannot check signatures", "signers:2: cert-authority"]);
     site.write("signers", &listed(&other, ""));
     fs::set_permissions(&signers, PermissionsExt::from_mode(0o666)).unwrap();
-    assert_fails(&site.exec(&own, &["true"]), 125, &["can be written by others"]);
+    let refused = site.exec(&own, &["true"]);
+    assert_fails(&refused, 125, &["list of signers cannot be trusted", "can be written by others"]);
+    // Those who only show say it too.
+    let policy = fs::read_to_string(site.dir.path().join("policy.toml")).unwrap();
+    site.write("policy.toml", &policy.replace("true", "false"));
+    for verb in ["inspect", "verify"] {
+        let shown = run(site.hpcrun(&[verb]).arg(&own));
+        let words = [text(&shown.stdout), text(&shown.stderr)].concat();
+        assert!(shown.status.success() && words.contains("nobody known: list of signers cannot"), "{words}");
+    }
+    site.write("policy.toml", &policy);
     give(&signers);
     fs::set_permissions(&signers, PermissionsExt::from_mode(0o644)).unwrap();
     assert_fails(&site.exec(&own, &["true"]), 125, &["not to root"]);
@@ -280,6 +295,188 @@ fn each_ground_for_a_refusal() {
     assert!(text(&run(&mut site.hpcrun(&["doctor"])).stdout).contains("lists no key"));
     site.write("signers", &listed(&other, ""));
     assert!(text(&run(&mut site.hpcrun(&["doctor"])).stdout).contains("1 in "));
+    // A directory on the way that only holds a link is in somebody's hands as well.
+    let link = site.own.path().join("link");
+    std::os::unix::fs::symlink(site.dir.path(), &link).unwrap();
+    let through = |path: &Path| {
+        let signers = path.join("signers");
+        let policy = format!("[images]\nrequire_signature = true\nsigners = \"{}\"\n", signers.display());
+        site.write("policy.toml", &policy);
+        site.exec(&own, &["cat", "/data/text"])
+    };
+    let directory = site.own.path().display().to_string();
+    assert_fails(&through(&link), 125, &["list of signers cannot be trusted", &directory]);
+    // Root's link in root's directory leads where root wants.
+    let link = site.dir.path().join("link");
+    std::os::unix::fs::symlink(".", &link).unwrap();
+    let output = through(&link);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn only_what_was_checked_is_signed() {
+    let site = Site::new();
+    let key = site.key("key", &["ed25519"]);
+    let own = site.image("own.sqsh");
+    signed(&key, &own);
+    let signature = site.own.path().join("signature");
+    fs::write(&signature, armours(&own).remove(0)).unwrap();
+    // The list of chunk hashes and all else behind the squashfs are as they were.
+    let damaged = site.image("damaged.sqsh");
+    let mut bytes = fs::read(&damaged).unwrap();
+    let used = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    bytes[used / 2] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    let add = || {
+        let mut command = hpcrun(["sign", "--add"]);
+        command.arg(&signature);
+        command
+    };
+    for mut command in [add(), hpcrun(["sign", "--message"]), {
+        let mut command = hpcrun(["sign", "--key"]);
+        command.arg(&key);
+        command
+    }] {
+        let output = run(command.arg(&damaged));
+        assert_fails(&output, 1, &["damaged.sqsh is damaged: bytes", "convert the image again"]);
+        assert_eq!(text(&output.stdout), "");
+    }
+    assert!(fs::read(&damaged).unwrap() == bytes, "nothing was written");
+    // Of a good file they work.
+    let good = site.image("good.sqsh");
+    assert!(run(add().arg(&good)).status.success());
+}
+
+/// A directory with an `ssh-keygen` that runs `before`, once, and then the real one.
+fn slow_keygen(site: &Site, before: &str) -> PathBuf {
+    let bin = tempfile::Builder::new().prefix("bin").tempdir_in(site.own.path()).unwrap().keep();
+    fs::set_permissions(&bin, PermissionsExt::from_mode(0o777)).unwrap();
+    let program = bin.join("ssh-keygen");
+    let path = std::env::var("PATH").unwrap();
+    let text =
+        format!("#!/bin/sh\nset -e\nexport PATH='{path}'\n{before} </dev/null\nexec ssh-keygen \"$@\"\n");
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    bin
+}
+
+#[test]
+fn what_happens_while_a_passphrase_is_typed_is_not_lost() {
+    let site = Site::new();
+    let (first, second) = (site.key("first", &["ed25519"]), site.key("second", &["ed25519"]));
+    let own = site.image("own.sqsh");
+    let program = crate::support::binary().display();
+    let slowly = |before: &str| {
+        let path = format!("{}:{}", slow_keygen(&site, before).display(), std::env::var("PATH").unwrap());
+        run(hpcrun(["sign", "--key"]).arg(&first).arg(&own).env("PATH", path))
+    };
+    let output = slowly(&format!("'{program}' sign --key '{}' '{}'", second.display(), own.display()));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(armours(&own).len(), 2, "{}", text(&output.stderr));
+    // Another image in its place is not what was to be signed.
+    let other = site.own.path().join("other.sqsh");
+    let source = format!("docker-archive:{}", archive().display());
+    stdout(hpcrun(["convert", "--block-size", "64K"]).arg(source).arg(&other));
+    let output = slowly(&format!("cp '{}' '{}'", other.display(), own.display()));
+    assert_fails(&output, 125, &["meanwhile it became another image"]);
+    assert!(fs::read(&own).unwrap() == fs::read(&other).unwrap());
+}
+
+#[test]
+fn signatures_that_cannot_be_read_are_in_nobodys_way() {
+    let site = Site::new();
+    let key = site.key("key", &["ed25519"]);
+    site.write("signers", &listed(&key, ""));
+    let own = site.image("own.sqsh");
+    signed(&key, &own);
+    let mut bytes = fs::read(&own).unwrap();
+    let (_, offset, _) = section(&bytes, 6).unwrap();
+    bytes[offset] = b'x';
+    mend(&mut bytes);
+    fs::write(&own, &bytes).unwrap();
+    let words = "the section of signatures is malformed";
+    site.refuses(&own, &["whose signatures cannot be checked", words]);
+    let shown = stdout(hpcrun(["inspect"]).arg(&own));
+    assert!(shown.contains(&format!("signatures  cannot be checked: {words}")), "{shown}");
+    assert!(inspected(&site, &own)["signatures_fault"].as_str().unwrap().contains(words));
+    let output = run(hpcrun(["verify"]).arg(&own));
+    assert!(output.status.success() && text(&output.stderr).contains(words), "{}", text(&output.stderr));
+    assert_fails(&run(site.hpcrun(&["verify", "-q"]).arg(&own)), 1, &[words, "--fresh"]);
+    assert_fails(&sign(&key, &own), 125, &[words, "--fresh"]);
+    stdout(hpcrun(["sign", "--fresh", "--key"]).arg(&key).arg(&own));
+    site.runs(&own);
+    // It takes the place of good ones too.
+    signed(&site.key("other", &["ed25519"]), &own);
+    assert_eq!(armours(&own).len(), 2);
+    stdout(hpcrun(["sign", "--fresh", "--key"]).arg(&key).arg(&own));
+    assert_eq!(armours(&own).len(), 1);
+}
+
+#[test]
+fn every_field_of_the_table_is_signed() {
+    let site = Site::new();
+    let key = site.key("key", &["ed25519"]);
+    site.write("signers", &listed(&key, ""));
+    let own = site.image("own.sqsh");
+    let plain = fs::read(&own).unwrap();
+    let (entry, ..) = section(&plain, 5).unwrap();
+    let forged = |at: usize, good: &[u8]| {
+        let mut bytes = good.to_vec();
+        bytes[at] ^= 1;
+        mend(&mut bytes);
+        fs::write(&own, &bytes).unwrap();
+    };
+    for field in [4, 24] {
+        fs::write(&own, &plain).unwrap();
+        signed(&key, &own);
+        let good = fs::read(&own).unwrap();
+        let (signed_entry, ..) = section(&good, 5).unwrap();
+        forged(signed_entry + field, &good);
+        site.refuses(&own, &["it is not of this image"]);
+        // One that was there before is signed, and kept by what is added later.
+        forged(entry + field, &plain);
+        signed(&key, &own);
+        signed(&site.key(&format!("other{field}"), &["ed25519"]), &own);
+        site.runs(&own);
+    }
+    // What this version knows nothing of, or has two of, it does not sign.
+    forged(entry, &plain);
+    assert_fails(&sign(&key, &own), 125, &["two sections of kind 4"]);
+    let mut bytes = plain.clone();
+    bytes[entry] = 9;
+    mend(&mut bytes);
+    fs::write(&own, &bytes).unwrap();
+    assert_fails(&sign(&key, &own), 125, &["a section of kind 9, which this hpcrun does not know"]);
+}
+
+#[test]
+fn ranks_share_only_the_data_images_that_they_judged() {
+    let site = Site::new();
+    let key = site.key("key", &["ed25519"]);
+    site.write("signers", &listed(&key, ""));
+    let (own, data) = (site.image("own.sqsh"), site.image("data.sqsh"));
+    signed(&key, &own);
+    signed(&key, &data);
+    let bind = format!("{}:/data2:image", data.display());
+    let rank = |number: &str, script: &str| {
+        let mut command = site.hpcrun(&["exec", "--no-home", "--bind", &bind]);
+        command.envs([("SLURM_STEP_ID", "6"), ("SLURM_NTASKS", "3"), ("SLURM_LOCALID", number)]);
+        command.env("SLURM_JOB_ID", std::process::id().to_string());
+        command.arg(&own).args(["sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    };
+    let tell = "readlink /proc/self/ns/mnt";
+    let mut first = rank("0", &format!("echo up; read go; {tell}")).spawn().unwrap();
+    let mut up = [0; 3];
+    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut up).unwrap();
+    let second = stdout(&mut rank("1", tell));
+    // The same path, another file.
+    signed(&key, &data);
+    let third = stdout(&mut rank("2", tell));
+    first.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let first = text(&first.wait_with_output().unwrap().stdout);
+    assert_eq!(first, second, "they share");
+    assert_ne!(first, third, "it would be shown what it has not judged");
 }
 
 #[test]
@@ -292,7 +489,7 @@ fn what_cannot_be_signed_is_refused() {
     let bare = site.own.path().join("bare.sqsh");
     fs::write(&bare, &bytes[..used]).unwrap();
     give(&bare);
-    site.refuses(&bare, &["no image file of hpcrun's"]);
+    site.refuses(&bare, &["no image file of hpcrun's", "convert it, then", "hpcrun convert squashfs:"]);
     let hint = format!("hpcrun convert squashfs:{}", bare.display());
     assert_fails(&sign(&key, &bare), 125, &["has no hpcrun trailer", &hint]);
     // Converted it can be.

@@ -72,7 +72,8 @@ fn subject(args: &Doctor, host: &Host) -> Subject {
 /// The list of signers, where the site requires signatures.
 fn signers(policy: &Policy) -> Option<Check> {
     policy.requires_signature()?;
-    let found = signatures::of_site(policy).map(|signers| signers.count());
+    let now = signatures::now().map_err(Failure::plain);
+    let found = now.and_then(|now| Ok(signatures::of_site(policy)?.count(now)));
     let found = found.map_err(|failure| (failure.message().to_owned(), failure.hints().to_vec()));
     Some(site_checks::signers(policy.signers(), &found))
 }

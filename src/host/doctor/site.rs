@@ -32,17 +32,26 @@ pub fn policy(file: &Path, outcome: &PolicyOutcome) -> Check {
     }
 }
 
-/// The check of the list of signers of a site that requires signatures: how many keys count, or why it cannot be used
-/// with hints.
-pub fn signers(file: &Path, found: &Result<usize, (String, Vec<String>)>) -> Check {
+/// The check of the list of signers of a site that requires signatures: how many keys count now and how many
+/// do not, or why it cannot be used with hints.
+pub fn signers(file: &Path, found: &Result<(usize, usize), (String, Vec<String>)>) -> Check {
     let name = "signers";
     match found {
-        Ok(0) => {
-            let why =
-                format!("{} lists no key that may sign images: every launch is refused", file.display());
+        Ok((0, others)) => {
+            let why = format!(
+                "{} lists no key that may sign images now{}: every launch is refused",
+                file.display(),
+                if *others == 0 { String::new() } else { format!(" ({others} that may not)") }
+            );
             Check::no(name, why, &["as root: list whose keys may sign images there, see docs/signing.md"])
         }
-        Ok(keys) => Check::ok(name, format!("{keys} in {}; images must be signed", file.display())),
+        Ok((keys, others)) => {
+            let others = match others {
+                0 => String::new(),
+                others => format!(", {others} that may not sign images now"),
+            };
+            Check::ok(name, format!("{keys} in {}{others}; images must be signed", file.display()))
+        }
         Err((why, hints)) => {
             let hints: Vec<&str> = hints.iter().map(String::as_str).collect();
             Check::no(name, format!("{why}: every launch is refused"), &hints)

@@ -10,10 +10,8 @@ use sha2::{Digest as _, Sha256};
 use super::Fault;
 use super::wire::Fields;
 
-/// Shortest modulus of an RSA key, bytes: 2048 bits.
-const RSA_MIN_BYTES: usize = 256;
-/// Longest, bytes: 8192 bits.
-const RSA_MAX_BYTES: usize = 1024;
+/// Bits that the modulus of an RSA key may have.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// The bit by which a token says that somebody touched it.
 const TOUCHED: u8 = 1;
 
@@ -92,9 +90,9 @@ impl PublicKey {
         let rest = material(shape, *is_on_token, fields);
         let (material, application) = rest.ok_or(Fault::Malformed("its key makes no sense"))?;
         if let Material::Rsa { modulus, .. } = &material
-            && !(RSA_MIN_BYTES..=RSA_MAX_BYTES).contains(&modulus.len())
+            && !RSA_BITS.contains(&bits(modulus))
         {
-            return Err(Fault::KeyType(format!("ssh-rsa with {} bits", modulus.len().saturating_mul(8))));
+            return Err(Fault::KeyType(format!("ssh-rsa with {} bits", bits(modulus))));
         }
         Ok(PublicKey { blob: blob.to_owned(), name, material, application })
     }
@@ -207,6 +205,12 @@ fn check_rsa(
     let bytes = padded(bytes, modulus.len()).ok_or(Fault::Wrong)?;
     let key = RsaPublicKeyComponents { n: modulus, e: exponent };
     key.verify(parameters, signed, &bytes).map_err(|_| Fault::Wrong)
+}
+
+/// Bits of a number without those zeros that it begins with.
+fn bits(number: &[u8]) -> usize {
+    let zeros = number.first().map_or(0, |first| first.leading_zeros());
+    number.len().saturating_mul(8).saturating_sub(usize::try_from(zeros).unwrap_or(0))
 }
 
 /// A number with zeros in front, `length` bytes; none if it is longer.

@@ -62,16 +62,38 @@ pub enum Fault {
 pub fn message(contents: &Contents) -> Option<String> {
     contents.place(SectionKind::ChunkHashes)?;
     let mut sections = Sha256::new();
-    for (number, place) in contents.places().filter(|(number, _)| !is_left_out(*number)) {
-        sections.update(number.to_le_bytes());
-        sections.update(place.length.to_le_bytes());
-        sections.update(place.digest);
+    for entry in contents.entries().iter().filter(|entry| !is_left_out(entry.number)) {
+        sections.update(entry.number.to_le_bytes());
+        sections.update(entry.flags.to_le_bytes());
+        sections.update(entry.place.length.to_le_bytes());
+        sections.update(entry.reserved.to_le_bytes());
+        sections.update(entry.place.digest);
     }
     Some(format!(
         "hpcrun image signature 1\nsquashfs {}\nsections sha256:{}\n",
         contents.squashfs_length(),
         to_hex(&sections.finalize())
     ))
+}
+
+/// Why an image should not be signed although it could be: what is in it means nothing to this version, or two things.
+/// Follows `it has`.
+pub fn oddity(contents: &Contents) -> Option<String> {
+    let numbers: Vec<u32> = contents.entries().iter().map(|entry| entry.number).collect();
+    let unknown = numbers.iter().find(|number| !SectionKind::is_known(**number));
+    let unknown =
+        unknown.map(|number| format!("a section of kind {number}, which this hpcrun does not know"));
+    let twice = || {
+        let mut rest = numbers.as_slice();
+        while let Some((number, others)) = rest.split_first() {
+            if others.contains(number) {
+                return Some(format!("two sections of kind {number}"));
+            }
+            rest = others;
+        }
+        None
+    };
+    unknown.or_else(twice)
 }
 
 /// Signatures sign neither each other nor the profile, which is a hint that may come later.

@@ -74,28 +74,39 @@ impl Signers {
         Ok(Signers { file: file.to_owned(), lines })
     }
 
-    /// Number of keys that may sign images, now or at another time.
-    pub fn count(&self) -> usize {
-        self.lines.iter().filter(|line| line.options.is_for_images()).count()
+    /// Number of keys that may sign images `now` (seconds after 1970), and of those that may not, or not now.
+    pub fn count(&self, now: i64) -> (usize, usize) {
+        let good = self.lines.iter().filter(|line| line.judge(&self.file, now).is_ok()).count();
+        (good, self.lines.len().saturating_sub(good))
     }
 
     /// Who the key belongs to, if it may sign images `now` (seconds after 1970).
     pub fn judge(&self, key: &PublicKey, now: i64) -> Result<&str, Fault> {
         let mut fault = Fault::NotListed(self.file.clone());
         for line in self.lines.iter().filter(|line| line.key == *key) {
-            let place = || format!("{}:{}", self.file, line.number);
-            let options = &line.options;
-            fault = if !options.is_for_images() {
-                Fault::OtherNamespaces(place())
-            } else if options.valid_after.is_some_and(|after| now < after) {
-                Fault::NotYet(place())
-            } else if options.valid_before.is_some_and(|before| now > before) {
-                Fault::Expired(place())
-            } else {
-                return Ok(&line.principals);
-            };
+            match line.judge(&self.file, now) {
+                Ok(()) => return Ok(&line.principals),
+                Err(why) => fault = why,
+            }
         }
         Err(fault)
+    }
+}
+
+impl Line {
+    /// Whether its key may sign images `now`.
+    fn judge(&self, file: &str, now: i64) -> Result<(), Fault> {
+        let place = || format!("{file}:{}", self.number);
+        let options = &self.options;
+        if !options.is_for_images() {
+            Err(Fault::OtherNamespaces(place()))
+        } else if options.valid_after.is_some_and(|after| now < after) {
+            Err(Fault::NotYet(place()))
+        } else if options.valid_before.is_some_and(|before| now > before) {
+            Err(Fault::Expired(place()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -121,6 +132,9 @@ fn parse_line(number: usize, line: &str) -> Result<Line, String> {
         true => (Options::default(), (first, after)),
         false => (parse_options(first)?, word(after)?),
     };
+    if OPTIONS.iter().any(|option| key_type.to_ascii_lowercase().starts_with(option)) {
+        return Err("options are joined by commas, without blanks".to_owned());
+    }
     let (digits, _comment) = word(rest)?;
     if key_type.is_empty() || digits.is_empty() {
         return Err("there is no key".to_owned());
@@ -160,6 +174,8 @@ fn word(text: &str) -> Result<(&str, &str), String> {
     }
 }
 
+const OPTIONS: [&str; 3] = ["namespaces", "valid-after", "valid-before"];
+
 /// `namespaces="hpcrun-image,git",valid-before="20270101Z"`
 fn parse_options(text: &str) -> Result<Options, String> {
     let mut options = Options::default();
@@ -171,7 +187,7 @@ fn parse_options(text: &str) -> Result<Options, String> {
         if name == "cert-authority" {
             return Err("cert-authority is not supported: list the keys themselves".to_owned());
         }
-        if !["namespaces", "valid-after", "valid-before"].contains(&name.as_str()) {
+        if !OPTIONS.contains(&name.as_str()) {
             return Err(format!("{name:?} is neither a key type nor an option that is known"));
         }
         let quoted = after.strip_prefix("=\"").and_then(|value| value.split_once('"'));

@@ -68,7 +68,11 @@ impl Signature {
         text
     }
 
-    fn parts(&self) -> Option<Parts<'_>> {
+    fn parts(&self) -> Result<Parts<'_>, Fault> {
+        self.fields().ok_or(Fault::Malformed("it is no signature of SSH"))
+    }
+
+    fn fields(&self) -> Option<Parts<'_>> {
         let mut fields = Fields(self.blob.strip_prefix(MAGIC)?);
         fields.number().filter(|version| *version == VERSION)?;
         let parts = Parts {
@@ -84,14 +88,13 @@ impl Signature {
 
     /// The key that it says it is of.
     pub fn key(&self) -> Result<PublicKey, Fault> {
-        let parts = self.parts().ok_or(Fault::Malformed("it is no signature of SSH"))?;
-        PublicKey::parse(parts.key)
+        PublicKey::parse(self.parts()?.key)
     }
 
     /// Whether it is of that key, over `message`, and for images. Who the key belongs to is another question.
     pub fn check(&self, message: &[u8]) -> Result<PublicKey, Fault> {
-        let key = self.key()?;
-        let parts = self.parts().ok_or(Fault::Malformed("it is no signature of SSH"))?;
+        let parts = self.parts()?;
+        let key = PublicKey::parse(parts.key)?;
         if parts.namespace != NAMESPACE.as_bytes() {
             return Err(Fault::Namespace(printable(parts.namespace)));
         }

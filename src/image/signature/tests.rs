@@ -198,13 +198,15 @@ fn malformed_signatures_and_keys() {
         (key(&[b"ecdsa-sha2-nistp256", b"nistp384", &[4; 65]]), "its key makes no sense"),
         (key(&[b"ecdsa-sha2-nistp256", b"nistp256", &[4; 64]]), "its key makes no sense"),
         (key(&[b"ecdsa-sha2-nistp256", b"nistp256", &[2; 65]]), "its key makes no sense"),
-        (key(&[b"ssh-rsa", b"\x03", b"\x7f"]), "ssh-rsa with 8 bits"),
-        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 255]]), "ssh-rsa with 2040 bits"),
-        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 1025]]), "ssh-rsa with 8200 bits"),
+        (key(&[b"ssh-rsa", b"\x03", b"\x7f"]), "ssh-rsa with 7 bits"),
+        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 255]]), "ssh-rsa with 2039 bits"),
+        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 256]]), "ssh-rsa with 2047 bits"),
+        (key(&[b"ssh-rsa", b"\x03", &[0x01; 256]]), "ssh-rsa with 2041 bits"),
+        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 1025]]), "ssh-rsa with 8199 bits"),
         (key(&[b"ssh-rsa", b"\x03", &[0x80; 256]]), "its key makes no sense"),
-        (key(&[b"ssh-rsa", b"", &[0x7f; 256]]), "its key makes no sense"),
+        (key(&[b"ssh-rsa", b"", &[0x7f; 257]]), "its key makes no sense"),
         (key(&[b"ssh-rsa", b"\x03", &[0; 256]]), "its key makes no sense"),
-        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 256]]), "the hash ssh-ed25519"),
+        (key(&[b"ssh-rsa", b"\x03", &[0x7f; 257]]), "the hash ssh-ed25519"),
         (key(&[b"ecdsa-sha2-nistp256", b"nistp256", &[4; 65]]), "of another kind"),
     ] {
         let fault = check(&blob).unwrap_err().to_string();
@@ -334,8 +336,8 @@ fn who_may_sign_and_when() {
         assert_eq!(judge(&format!("  {name}\t{key}\r\n"), 0).as_deref(), Ok(shown));
     }
     assert_eq!(
-        Signers::parse("s", &format!("{}\n{}", line(""), line("namespaces=\"x\""))).unwrap().count(),
-        1
+        Signers::parse("s", &format!("{}\n{}", line(""), line("namespaces=\"x\""))).unwrap().count(LEAP),
+        (1, 1)
     );
 }
 
@@ -362,6 +364,8 @@ fn lines_that_are_not_understood() {
         (format!("ops namespaces=\"!\" ssh-ed25519 {key}"), "empty name"),
         (format!("ops namespaces=\"a\",namespaces=\"b\" ssh-ed25519 {key}"), "there twice"),
         (format!("ops namespaces=\"a\", ssh-ed25519 {key}"), "\"\" is neither"),
+        (format!("ops namespaces=\"a\", valid-after=\"20200101Z\" ssh-ed25519 {key}"), "\"\" is neither"),
+        (format!("ops namespaces=\"a\" valid-after=\"20200101Z\" ssh-ed25519 {key}"), "joined by commas"),
         (format!("ops namespaces=\"a\"x ssh-ed25519 {key}"), "\"x\" follows"),
         (format!("ops namespaces=\"a ssh-ed25519 {key}"), "quotation mark is not closed"),
         (format!("\"ops ssh-ed25519 {key}"), "quotation mark is not closed"),

@@ -88,8 +88,8 @@ fn round_trip_at_any_length() {
         assert_eq!(trailer.encode(length as u64), trailer.encode(length as u64));
         let contents = Contents::read(file.len() as u64, &reader(&file)).unwrap().unwrap();
         assert_eq!(contents.squashfs_length(), length as u64);
-        assert_eq!(contents.section_length(SectionKind::Manifest), Some(13));
-        assert_eq!(contents.section_length(SectionKind::Facts), None);
+        assert_eq!(contents.place(SectionKind::Manifest).map(|place| place.length), Some(13));
+        assert_eq!(contents.place(SectionKind::Facts), None);
     }
 }
 
@@ -315,9 +315,9 @@ fn a_section_is_added_and_replaced_without_moving_the_others() {
     let added = contents.with_section(SectionKind::Profile, b"p", &reader(&unknown)).unwrap();
     let added = [&unknown[..5000], &added].concat();
     let contents = Contents::read(added.len() as u64, &reader(&added)).unwrap().unwrap();
-    assert_eq!(contents.places().map(|(number, _)| number).collect::<Vec<_>>(), [1, 2, 3, 77, 7]);
+    assert_eq!(contents.entries().iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2, 3, 77, 7]);
     let signed = contents.with_section(SectionKind::Signatures, b"s", &reader(&added)).unwrap();
     let signed = [&added[..5000], &signed].concat();
     let contents = Contents::read(signed.len() as u64, &reader(&signed)).unwrap().unwrap();
-    assert_eq!(contents.places().map(|(number, _)| number).collect::<Vec<_>>(), [1, 2, 3, 77, 6, 7]);
+    assert_eq!(contents.entries().iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2, 3, 77, 6, 7]);
 }

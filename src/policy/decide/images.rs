@@ -43,6 +43,8 @@ pub enum Signed {
     },
     /// None counts. Follows the name of the image: `which is not signed`.
     Not(String),
+    /// None could count, as what it is cannot be signed. Follows the name likewise.
+    Never(String),
 }
 
 impl ImageTraits {
@@ -163,18 +165,25 @@ impl Policy {
             Signed::By { signer, key } => {
                 return Ok(Some(Decision { what: format!("image is signed by {signer} ({key})"), rule }));
             }
-            Signed::Not(why) => why,
+            Signed::Not(why) | Signed::Never(why) => why,
             Signed::Unknown => "whose signatures nobody has checked",
         };
         Err(Refusal {
             what: format!("image {}, {why}", path.display()),
             rule,
-            allowed: format!(
-                "one of the signers in {} can sign it: hpcrun sign --key KEY {}",
-                self.signers().display(),
-                path.display()
-            ),
+            allowed: self.way_to_sign(path, traits),
         })
+    }
+
+    fn way_to_sign(&self, path: &Path, traits: &ImageTraits) -> String {
+        let (signers, path) = (self.signers().display(), path.display());
+        let transport = if traits.format == Some(Format::Sif) { "sif" } else { "squashfs" };
+        match traits.signature {
+            Signed::Never(_) => format!(
+                "convert it, then one of the signers in {signers} can sign: hpcrun convert {transport}:{path} FILE.sqsh"
+            ),
+            _ => format!("one of the signers in {signers} can sign it: hpcrun sign --key KEY {path}"),
+        }
     }
 
     /// The rule by which an image must have a good signature, if there is one.
