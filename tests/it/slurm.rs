@@ -112,9 +112,15 @@ fn ranks_of_a_step_share_one_server_and_leave_nothing_behind() {
 
 #[test]
 fn a_step_on_two_nodes_has_a_container_on_each() {
-    let script = "echo $SLURMD_NODENAME $(readlink /proc/self/ns/mnt)";
+    let dir = scratch();
+    // A rank that comes when the one before it has ended makes a container of its own.
+    let script = format!(
+        "cd {}; touch $SLURM_PROCID; until [ -e 0 -a -e 1 -a -e 2 -a -e 3 ]; do sleep 0.05; done; \
+         echo $SLURMD_NODENAME $(readlink /proc/self/ns/mnt)",
+        dir.path().display()
+    );
     let lines =
-        lines(&in_image(Cluster::plain(), "--nodelist=node[1-2] -N2 -n4 --ntasks-per-node=2", script));
+        lines(&in_image(Cluster::plain(), "--nodelist=node[1-2] -N2 -n4 --ntasks-per-node=2", &script));
     assert_eq!(lines.len(), 4, "{lines:#?}");
     let containers: BTreeSet<&String> = lines.iter().collect();
     let nodes: BTreeSet<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
