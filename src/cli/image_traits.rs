@@ -68,7 +68,8 @@ fn sonames(image: &ImageFile, policy: &Policy) -> Result<Vec<String>, Failure> {
     if wanted.peek().is_none() {
         return Ok(Vec::new());
     }
-    let cache = image.filesystem.small_file(b"/etc/ld.so.cache", LIBRARY_CACHE_LIMIT).ok().flatten();
+    let cache =
+        image.filesystem.small_file(library_cache::PATH.as_bytes(), LIBRARY_CACHE_LIMIT).ok().flatten();
     let cache = cache.unwrap_or_default();
     let mut found = Vec::new();
     for soname in wanted {

@@ -207,7 +207,7 @@ fn planned(
     host.gpu = probe::gpu(&wish);
     let paths = launch::paths_to_probe(request, &modules, policy, &host);
     probe::add_paths(&mut host, paths);
-    if launch::plan::needs_loaders(&host) {
+    if host.gpu.may_have_libraries() {
         facts.loaders = loaders::of_image(&image)?;
         facts.libraries = loaders::libraries(&image)?;
     }

@@ -8,14 +8,11 @@ use std::path::PathBuf;
 use crate::cli::image_file::{ImageFile, ImageFileError};
 use crate::convert::facts;
 use crate::elf::section::section;
-use crate::elf::{Object, version};
+use crate::elf::{Object, library_cache, version};
 use crate::launch::gpu::ImageLibraries;
 use crate::launch::gpu::compat::{self, Compat};
-use crate::launch::inject::{LIBRARY_CACHE, Loaders, MuslLoader};
+use crate::launch::inject::{Loaders, MuslLoader};
 use crate::squashfs::reader::{FileLayout, InodeKind};
-
-/// The largest cache that is read, bytes; one of 2000 libraries has 200 KiB.
-const CACHE_MAX: u64 = 8 << 20;
 
 /// The largest list of directories that is read, bytes.
 const PATH_FILE_MAX: u64 = 64 << 10;
@@ -25,7 +22,10 @@ const COMPAT_MAX: usize = 64;
 
 /// What the loaders of `image` go by.
 pub(crate) fn of_image(image: &ImageFile) -> Result<Loaders, ImageFileError> {
-    Ok(Loaders { cache: image.small_file(LIBRARY_CACHE.as_bytes(), CACHE_MAX)?, musl: musl(image)? })
+    Ok(Loaders {
+        cache: image.small_file(library_cache::PATH.as_bytes(), library_cache::MAX_BYTES)?,
+        musl: musl(image)?,
+    })
 }
 
 fn musl(image: &ImageFile) -> Result<Option<MuslLoader>, ImageFileError> {

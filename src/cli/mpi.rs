@@ -10,9 +10,10 @@ use crate::cli::image_file::ImageFile;
 use crate::cli::report::Failure;
 use crate::convert::facts as gathering;
 use crate::elf::closure::{Closure, Loaded, Search, closure, is_glibc};
+use crate::elf::library_cache;
 use crate::host::Host;
 use crate::image::facts::Facts;
-use crate::launch::inject::{FoundLibrary, HostMount, Injection, LIBRARY_CACHE, Library, Variable};
+use crate::launch::inject::{FoundLibrary, HostMount, Injection, Library, Variable};
 use crate::launch::mpi::choice;
 use crate::launch::mpi::replace::{self, ImageObject, ImageSide, Offered, Replacement};
 use crate::launch::mpi::{Offer, Usage, only_mpi, usage, verdict};
@@ -122,7 +123,9 @@ fn facts(image: &ImageFile, extent: Extent, warnings: &mut Vec<String>) -> Resul
         (Some(facts), _) => return Ok(Some(facts)),
         (None, Extent::Nowhere) => return Ok(None),
         (None, Extent::WhereLoadersLook) => {
-            let cache = image.small_file(LIBRARY_CACHE.as_bytes(), look::CACHE_MAX)?.unwrap_or_default();
+            let cache = image
+                .small_file(library_cache::PATH.as_bytes(), library_cache::MAX_BYTES)?
+                .unwrap_or_default();
             gathering::of_loaders(&image.filesystem, &cache)
         }
         (None, Extent::Everywhere) => gathering::of_filesystem(&image.filesystem),

@@ -29,13 +29,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure of hpcrun itself, status 125.
     pub(crate) fn new(error: &(impl Error + Hint + 'static)) -> Failure {
-        Failure {
-            status: STATUS_FAILED,
-            message: chain(error),
-            hints: error.hints(),
-            rule: None,
-            is_silence: false,
-        }
+        Failure { hints: error.hints(), ..Failure::plain(chain(error)) }
     }
 
     /// A failure without a typed cause.
@@ -66,7 +60,7 @@ impl Failure {
         });
         let hints = hints.collect();
         let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-        Failure { status: STATUS_FAILED, message, hints, rule: None, is_silence: false }
+        Failure { hints, ..Failure::plain(message) }
     }
 
     /// The same with what was being done before it.

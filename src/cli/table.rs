@@ -1,7 +1,7 @@
 //! Rows of text as columns.
 
 use crate::cli::output;
-use crate::launch::record::civil;
+use crate::image::calendar::civil;
 
 /// A line each row, the columns as wide as they need to be. Cells come from anywhere, so they are made printable.
 pub(crate) fn lines<R: AsRef<[String]>>(rows: &[R]) -> String {

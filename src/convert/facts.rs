@@ -11,11 +11,6 @@ use crate::image::facts::{Facts, Family, Libc, Library, MAX_LIBRARIES, Role};
 use crate::squashfs::reader::{FileLayout, Filesystem, InodeKind, ReadError};
 use crate::squashfs::writer::{InodeIndex, InodeKind as Kind, Tree};
 
-/// The list of libraries of glibc's loader.
-const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
-/// The largest such list that is read, bytes.
-const CACHE_MAX: u64 = 8 << 20;
-
 /// Where musl is, whose loader and C library are one file.
 const MUSL: [&str; 2] = ["/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1"];
 
@@ -127,7 +122,8 @@ pub struct CLibrary {
 pub fn c_library(filesystem: &Filesystem) -> CLibrary {
     let known = DEFAULT_DIRECTORIES.iter().map(|directory| format!("{directory}/libc.so.6").into_bytes());
     let listed = || {
-        let cache = filesystem.small_file(LIBRARY_CACHE.as_bytes(), CACHE_MAX).ok()??;
+        let cache =
+            filesystem.small_file(library_cache::PATH.as_bytes(), library_cache::MAX_BYTES).ok()??;
         library_cache::path_of(&cache, b"libc.so.6").map(<[u8]>::to_vec)
     };
     let glibc = known.chain(std::iter::once_with(listed).flatten()).find_map(|path| {

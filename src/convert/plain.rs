@@ -7,8 +7,8 @@
 /// What a launch reads to tell who the user is in the image, and the loader to find libraries.
 const FILES: [&[u8]; 3] = [b"etc/passwd", b"etc/group", b"etc/ld.so.cache"];
 
-/// Beginnings and ends of the names of C libraries and loaders: glibc's of today and of before 2.34, when files had the version in their names, and
-/// musl's.
+/// Beginnings and ends of the names of C libraries and loaders: glibc's of today and of before 2.34, when files had the
+/// version in their names, and musl's.
 const NAMES: [(&[u8], &[u8]); 10] = [
     (b"libc.so", b".6"),
     (b"libc-2.", b".so"),

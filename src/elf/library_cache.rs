@@ -10,6 +10,11 @@ use std::collections::HashMap;
 
 use self::order::by_name;
 
+/// Where it is.
+pub const PATH: &str = "/etc/ld.so.cache";
+/// The largest one of an image that is read, bytes; one of 2000 libraries has 200 KiB.
+pub const MAX_BYTES: u64 = 8 << 20;
+
 /// Magic and version at the start of the table.
 const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 /// Magic at the start of the older table.

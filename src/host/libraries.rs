@@ -8,15 +8,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::elf::closure::{self, Closure, Search, is_glibc};
-use crate::elf::{Object, Symbols};
+use crate::elf::{Object, Symbols, library_cache};
 
 /// Most files that one pattern stands for.
 const MATCHES_MAX: usize = 256;
 /// Longest `/etc/ld.so.cache` that is read, bytes.
 const CACHE_MAX: usize = 64 << 20;
-
-/// The loader's list of libraries.
-const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
 
 /// What was found for some patterns.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +99,7 @@ pub fn symbols_of(path: &Path, object: &Object) -> Option<Symbols> {
 
 /// The loader's list of libraries; empty where there is none.
 fn read_cache() -> Vec<u8> {
-    open(Path::new(LIBRARY_CACHE)).and_then(|file| read_at(&file, 0, CACHE_MAX)).unwrap_or_default()
+    open(Path::new(library_cache::PATH)).and_then(|file| read_at(&file, 0, CACHE_MAX)).unwrap_or_default()
 }
 
 /// A regular file. A pipe in its place would make a blocking open wait.

@@ -39,7 +39,7 @@ const SYSTEM_TREES: [&str; 9] =
 /// Directories that hold too much to be bound because somebody stands in them; what lies below them is another matter.
 const SYSTEM_PARENTS: [&str; 9] = ["/", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/var"];
 
-/// Every host path about which [`gather`] asks [`Host::paths`].
+/// Every host path about which [`gather`] asks [`Host::paths`]; `modules` are those of the launch.
 pub fn paths_to_probe(
     request: &Request,
     modules: &[ChosenModule<'_>],

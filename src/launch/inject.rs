@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::loaders::{LIBRARY_CACHE, Loaders, MuslLoader};
+pub use self::loaders::{Loaders, MuslLoader};
 use super::binds::{Bind, Binds, Party, Shown};
 use super::request::Joining;
 use crate::elf::library_cache::Entry;

@@ -31,7 +31,8 @@ pub mod share;
 pub mod share_key;
 mod warm_up;
 
-pub use plan::{ImageFacts, LaunchPlan, PlanError, paths_to_probe, plan};
+pub use binds::paths_to_probe;
+pub use plan::{ImageFacts, LaunchPlan, PlanError, plan};
 pub use premounted::trees_to_probe;
 pub use request::Request;
 pub use resolve::resolve;

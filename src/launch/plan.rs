@@ -22,7 +22,7 @@ use crate::mount::node_cache::Wanted;
 use crate::mount::plan::{MountPlan, Op, PlannedOp, Reason, RootSource, Upper};
 use crate::mount::server::Startup;
 use crate::policy::Policy;
-use crate::policy::decide::{ChosenModule, Decision, HostPath, ImageTraits, Variables};
+use crate::policy::decide::{Decision, HostPath, ImageTraits, Variables};
 use crate::policy::path::{is_within, normalise};
 
 /// Serving threads beyond which readers of one image wait for its file and not for the server.
@@ -138,7 +138,7 @@ pub struct ImageFacts {
     pub group: Option<Vec<u8>>,
     /// The first of [`command::shell_candidates`] that the image has.
     pub shell: Option<PathBuf>,
-    /// What its loaders go by; looked at only if [`needs_loaders`].
+    /// What its loaders go by; looked at only if the host's GPUs may bring libraries.
     pub loaders: Loaders,
     /// Those of its libraries that a GPU's driver has to do with, likewise.
     pub libraries: ImageLibraries,
@@ -176,22 +176,7 @@ pub struct FileId {
     pub modified_ns: i128,
 }
 
-/// Every host path that [`plan`] wants to find in [`Host::paths`]; `modules` are those of the launch.
-pub fn paths_to_probe(
-    request: &Request,
-    modules: &[ChosenModule<'_>],
-    policy: &Policy,
-    host: &Host,
-) -> Vec<PathBuf> {
-    binds::paths_to_probe(request, modules, policy, host)
-}
-
-/// Whether [`gpu::plan`] may want libraries of the host, so that the image's loaders have to be looked at.
-pub fn needs_loaders(host: &Host) -> bool {
-    host.gpu.may_have_libraries()
-}
-
-/// Decides a launch. Data in, data out; `host` knows the paths of [`paths_to_probe`].
+/// Decides a launch. Data in, data out; `host` knows the paths of [`binds::paths_to_probe`].
 pub fn plan(
     request: &Request,
     image: &ImageFacts,

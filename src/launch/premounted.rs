@@ -165,7 +165,7 @@ impl SquashfsFacts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
@@ -188,7 +188,8 @@ mod tests {
         }
     }
 
-    fn fact() -> TreeFact {
+    /// A tree that root has mounted, and that can be used.
+    pub(in crate::launch) fn fact() -> TreeFact {
         TreeFact {
             resolved: PathBuf::from("/run/app"),
             device: 0x700,

@@ -18,8 +18,6 @@ use crate::mount::{FileLayout, Filesystem, InodeKind};
 
 /// Which glibc's loader looks for first of all.
 const PRELOADED: &str = "/etc/ld.so.preload";
-/// Where it looks libraries up.
-const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
 /// Bytes of a program that are looked at: its program header, or the first line of a script.
 const HEAD_BYTES: usize = 4096;
 /// A cache of libraries longer than this is not read.
@@ -86,7 +84,7 @@ impl<'a, T: Tree> Start<'a, T> {
     }
 
     fn add_libraries(&mut self, names: &[Vec<u8>]) {
-        let cache = self.tree.open(Path::new(LIBRARY_CACHE)).and_then(|file| self.whole(&file));
+        let cache = self.tree.open(Path::new(library_cache::PATH)).and_then(|file| self.whole(&file));
         let Some(cache) = cache else { return };
         for name in names {
             if self.files.len() < FILES_MAX

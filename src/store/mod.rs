@@ -138,31 +138,25 @@ impl Store {
         path: &Path,
         most: u64,
     ) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = || {
+            let Some(file) = self.file(directory, name, path)? else { return Ok(None) };
+            let mut bytes = Vec::new();
+            match file.take(most.saturating_add(1)).read_to_end(&mut bytes) {
+                Ok(length) if u64::try_from(length).is_ok_and(|length| length <= most) => Ok(Some(bytes)),
+                Ok(_) => Err(StoreError::Malformed { path: path.to_owned() }),
+                Err(error) => {
+                    let source = sys::Error::from_io("read", &error);
+                    Err(StoreError::Open { path: path.to_owned(), source })
+                }
+            }
+        };
         for _ in 1..STALE_TRIES {
-            match self.read_record_once(directory, name, path, most) {
+            match read() {
                 Err(StoreError::Open { source, .. }) if source.errno == Errno::ESTALE => {}
-                read => return read,
+                outcome => return outcome,
             }
         }
-        self.read_record_once(directory, name, path, most)
-    }
-
-    fn read_record_once(
-        &self,
-        directory: BorrowedFd<'_>,
-        name: &OsStr,
-        path: &Path,
-        most: u64,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(file) = self.file(directory, name, path)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        match file.take(most.saturating_add(1)).read_to_end(&mut bytes) {
-            Ok(length) if u64::try_from(length).is_ok_and(|length| length <= most) => Ok(Some(bytes)),
-            Ok(_) => Err(StoreError::Malformed { path: path.to_owned() }),
-            Err(error) => {
-                Err(StoreError::Open { path: path.to_owned(), source: sys::Error::from_io("read", &error) })
-            }
-        }
+        read()
     }
 }
 

@@ -80,20 +80,20 @@ pub fn create_new(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<
 
 /// The names in a directory, as far as they can be read.
 pub fn names(directory: BorrowedFd<'_>) -> Vec<OsString> {
-    // Not std's, which panics where closing fails.
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let Ok(mut entries) = Dir::openat(directory, ".", flags, Mode::empty()) else { return Vec::new() };
-    let name = |entry: Entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-    entries.iter().map_while(Result::ok).map(name).collect()
+    names_of(directory).map(|names| names.map_while(Result::ok).collect()).unwrap_or_default()
 }
 
 /// All names in a directory; an error unless each could be read.
 pub fn all_names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Error> {
+    names_of(directory).and_then(Iterator::collect).map_err(|errno| Error::new("read a directory", errno))
+}
+
+fn names_of(directory: BorrowedFd<'_>) -> Result<impl Iterator<Item = Result<OsString, Errno>>, Errno> {
+    // Not std's, which panics where closing fails.
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let refused = |errno| Error::new("read a directory", errno);
-    let mut entries = Dir::openat(directory, ".", flags, Mode::empty()).map_err(refused)?;
+    let entries = Dir::openat(directory, ".", flags, Mode::empty())?;
     let name = |entry: Entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-    entries.iter().map(|entry| entry.map(name).map_err(refused)).collect()
+    Ok(entries.into_iter().map(move |entry| entry.map(name)))
 }
 
 /// What is in the directory `path`, sorted.

@@ -6,15 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::image_file::ImageFile;
 use crate::convert::facts;
-use crate::elf::{Object, Symbols};
+use crate::elf::{Object, Symbols, library_cache};
 use crate::host::libraries;
-use crate::launch::inject::LIBRARY_CACHE;
 use crate::launch::plan::LaunchPlan;
 use crate::mount::plan::Op;
 use crate::squashfs::reader::InodeKind;
-
-/// The largest cache of libraries that is read, bytes.
-pub(super) const CACHE_MAX: u64 = 8 << 20;
 
 /// A root that is planned.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +63,7 @@ impl NewRoot<'_> {
 
     /// The loader's list of libraries; empty where there is none.
     pub(super) fn library_cache(&self) -> Vec<u8> {
-        let cache = self.image.small_file(LIBRARY_CACHE.as_bytes(), CACHE_MAX);
+        let cache = self.image.small_file(library_cache::PATH.as_bytes(), library_cache::MAX_BYTES);
         cache.ok().flatten().unwrap_or_default()
     }
 

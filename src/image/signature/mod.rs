@@ -83,17 +83,9 @@ pub fn oddity(contents: &Contents) -> Option<String> {
     let unknown = numbers.iter().find(|number| !SectionKind::is_known(**number));
     let unknown =
         unknown.map(|number| format!("a section of kind {number}, which this hpcrun does not know"));
-    let twice = || {
-        let mut rest = numbers.as_slice();
-        while let Some((number, others)) = rest.split_first() {
-            if others.contains(number) {
-                return Some(format!("two sections of kind {number}"));
-            }
-            rest = others;
-        }
-        None
-    };
-    unknown.or_else(twice)
+    let is_there_before = |at: usize, number: &u32| numbers.iter().take(at).any(|earlier| earlier == number);
+    let twice = numbers.iter().enumerate().find(|(at, number)| is_there_before(*at, number));
+    unknown.or_else(|| twice.map(|(_, number)| format!("two sections of kind {number}")))
 }
 
 /// Signatures sign neither each other nor the profile, which is a hint that may come later.

@@ -173,16 +173,9 @@ fn a_tree_of_the_site_without_fuse_is_told_as_the_site_wants_it() {
     let plan = decide(&Request::default(), &image, &host);
     assert!(!plan.injection.is_empty(), "without such a tree the launch fails for its own reason: {plan:?}");
     let tree = TreeFact {
-        resolved: "/run/app".into(),
-        device: 7,
-        device_above: 1,
-        untrusted: None,
-        is_squashfs: true,
-        is_read_only: true,
-        is_nosuid: true,
-        is_nodev: true,
         shape: TreeShape { block_size: 0, blocks: 0, inodes: 0, root: 0 },
         backing: Some(Backing { file: image.path.clone(), offset: 0, hash: None }),
+        ..crate::launch::premounted::tests::fact()
     };
     let image = ImageFacts {
         squashfs: crate::launch::plan::SquashfsFacts {

@@ -3,10 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::elf::library_cache::{Entry, LibraryCache};
-
-/// glibc's list of libraries.
-pub const LIBRARY_CACHE: &str = "/etc/ld.so.cache";
+use crate::elf::library_cache::{self, Entry, LibraryCache};
 
 /// Where musl's loader looks if nothing tells it otherwise.
 const MUSL_DEFAULT: &[u8] = b"/lib:/usr/local/lib:/usr/lib";
@@ -52,10 +49,10 @@ impl Loaders {
             cache.to_bytes()
         });
         match merged {
-            Some(Ok(cache)) => told.files.push((PathBuf::from(LIBRARY_CACHE), cache)),
+            Some(Ok(cache)) => told.files.push((PathBuf::from(library_cache::PATH), cache)),
             Some(Err(why)) => {
                 told.by_variable = true;
-                told.notes.push(format!("the image's {LIBRARY_CACHE} is of no use: {why}"));
+                told.notes.push(format!("the image's {} is of no use: {why}", library_cache::PATH));
             }
             // musl's loader reads no cache.
             None => told.by_variable = self.musl.is_none(),
