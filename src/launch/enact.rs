@@ -19,7 +19,7 @@ use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
 use crate::mount::node_cache::{Cached, Maker, Unusable};
-use crate::mount::server::{self, Ahead, AtEnd, Launching, ServerOptions, Startup};
+use crate::mount::server::{self, AtEnd, Launching, ServerOptions, Startup};
 use crate::sys::namespace::{self, NamespaceIds, Namespaces};
 use crate::sys::path::PathFd;
 use crate::sys::privilege::{self, Privileges};
@@ -228,6 +228,11 @@ fn searched_text(searched: Option<&str>) -> String {
 }
 
 impl EnactError {
+    /// The image server, or what the launcher has to do with it, failed.
+    pub(super) fn server(source: sys::Error) -> EnactError {
+        EnactError::StartServer { source }
+    }
+
     /// The exit status that says what happened, as env(1) and Docker have it: 126 not executable, 127 not found, 125
     /// anything else that kept the job from starting.
     pub fn exit_status(&self) -> u8 {
@@ -257,6 +262,8 @@ pub fn enact(
     let (namespaces, launching) = enter(&plan, images, grafts, group.as_mut(), observer)?;
     let (is_joined, is_shared) = (group.as_ref().is_some_and(Group::is_joined), group.is_some());
     if let Some(group) = group {
+        // Once it is registered another rank may come in, and read.
+        launching.iter().try_for_each(Launching::end_storing).map_err(EnactError::server)?;
         heard(group.register(std::process::id().cast_signed(), namespaces), observer);
     }
     if let Some(umask) = plan.guise.umask {
@@ -329,7 +336,11 @@ fn create(
         served.push(serve(plan, image, grafts.take(), maker.take(), lock)?);
     }
     let process = isolate::isolate(plan.guise.isolation, process)?;
-    let launching = mounts::enact(&plan.mount, served, &mut |event| observer(Event::Mount(event)))?;
+    let programs = job::paths(&plan.program, &plan.search);
+    let launching = mounts::enact(&plan.mount, served, &mut |event| match event {
+        mounts::Event::Served { root, launching } => warm_up::look_up(root, &programs, launching),
+        event => observer(Event::Mount(event)),
+    })?;
     Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
 }
 
@@ -371,21 +382,18 @@ fn serve(
 ) -> Result<Served, EnactError> {
     let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
     let startup = if grafts.is_some() { plan.startup.clone() } else { Startup::Nothing };
-    let options = ServerOptions { threads: plan.server_threads, startup, maker };
+    // What is stored ahead nobody asks for: a trace would not see it.
+    let ahead = grafts.is_some() && !image.is_watched();
+    let options = ServerOptions { threads: plan.server_threads, startup, maker, ahead };
     let registry = plan.share.clone().filter(|_| grafts.is_some());
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));
     let at_end = at_end.holding(lock.filter(|_| grafts.is_some()));
     let (uid, gid) = plan.ids_inside();
-    let ahead = match &grafts {
-        Some(_) => warm_up::ahead(job::paths(&plan.program, &plan.search)),
-        None => Ahead::default(),
-    };
     let mut grafts = grafts.unwrap_or_default();
     if plan.owns_image() {
         grafts.own_all(uid, gid);
     }
-    let server = server::start_until(image, grafts, &device, options, ahead, at_end)
-        .map_err(|source| EnactError::StartServer { source })?;
+    let server = server::start_until(image, grafts, &device, options, at_end).map_err(EnactError::server)?;
     Ok(Served { fuse: device, server, uid, gid })
 }
 

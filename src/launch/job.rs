@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use crate::launch::enact::EnactError;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::program;
-use crate::launch::warm_up;
 use crate::mount::server::Launching;
 use crate::sys::privilege::{self, Privileges};
 use crate::sys::{self, exec, path};
@@ -56,7 +55,7 @@ impl Job {
         enter_directory(&self.directories)?;
         exec::restore_sigpipe().map_err(|source| EnactError::Signals { source })?;
         if let Some(launching) = launching {
-            warm_up::look_up(self.candidates.iter().map(as_path));
+            launching.end_storing().map_err(EnactError::server)?;
             // From here on the job is where the scheduler wants it.
             drop(launching);
         }

@@ -1,65 +1,101 @@
 //! Warming up: what the start of a program will look at is looked at before.
 //!
 //! The kernel asks the image server for each name on the way and for each few pages as a program starts, and waits for
-//! each answer. So the server decompresses the program, its loader and its libraries from the moment it is born, while the
-//! launcher still mounts ([`ahead`]); and the launcher has the kernel look the names up while server and launcher share a
-//! CPU ([`look_up`]). Nothing depends on either: what fails is left out.
+//! each answer. So the launcher has the kernel look the program, its loader and its libraries up as soon as the image is
+//! mounted, and while it goes on the server's side puts what was looked up into the kernel's page cache, which is only safe
+//! while nobody reads. The C library takes longest to be put there; so it is looked for before the program is, where it is in
+//! nearly all images. Nothing depends on any of it: what fails is left out.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::elf::{Object, library_cache};
 use crate::launch::program::script_interpreter;
-use crate::mount::server::Ahead;
-use crate::mount::{FileLayout, Filesystem, InodeKind};
+use crate::mount::server::Launching;
+use crate::sys::path::{PathFd, open_file_in_root};
 
+/// Where nearly all images have glibc's loader, the first that is there counts.
+const LOADERS: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["/lib/ld-linux-aarch64.so.1"]
+} else {
+    &["/lib64/ld-linux-x86-64.so.2"]
+};
+/// Where they have the C library: Debian's kin, and the others.
+const C_LIBRARIES: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
+} else {
+    &["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
+};
 /// Which glibc's loader looks for first of all.
 const PRELOADED: &str = "/etc/ld.so.preload";
 /// Bytes of a program that are looked at: its program header, or the first line of a script.
 const HEAD_BYTES: usize = 4096;
 /// A cache of libraries longer than this is not read.
-const CACHE_MAX_BYTES: u64 = 1 << 20;
-/// Most files of one program.
-const FILES_MAX: usize = 24;
-/// A file of up to so many bytes is decompressed as a whole: the C library is shorter. A launch of `/bin/true` took 9.2 ms
-/// so and 9.9 ms with the ends of files alone.
-const WHOLE_MAX_BYTES: u64 = 2 << 20;
-/// At the start of a longer file are its headers, symbols and relocations. What code is needed depends on the program.
-const START_BYTES: u64 = 256 << 10;
-/// At its end is its data.
-const END_BYTES: u64 = 128 << 10;
+const CACHE_MAX_BYTES: usize = 1 << 20;
+/// Most libraries of one program.
+const LIBRARIES_MAX: usize = 24;
 /// Interpreters of interpreters.
 const DEPTH_MAX: usize = 3;
 
-/// Where the files of a start are found.
-trait Tree {
-    /// An open regular file.
-    type File;
-
-    /// A regular file that can be read.
-    fn open(&self, path: &Path) -> Option<Self::File>;
-
-    /// Its length, bytes.
-    fn length(&self, file: &Self::File) -> u64;
-
-    /// At most `length` of its bytes; fewer where it ends.
-    fn read(&self, file: &Self::File, offset: u64, length: usize) -> Option<Vec<u8>>;
+/// Has the kernel look up what a start of the first of `candidates` looks up in the image, whose root directory is `root`:
+/// as it is mounted, with nothing mounted on it. Files may be stored from now on, but for moments in which one is read.
+pub(super) fn look_up(root: &PathFd, candidates: &[PathBuf], launching: &Launching) {
+    let image = Image { root, launching };
+    open_first(root, LOADERS);
+    open_first(root, C_LIBRARIES);
+    // Whatever fails here, less is stored.
+    let _ = launching.let_store();
+    let start = candidates.iter().find_map(|path| Start::of_program(&image, path));
+    for path in start.iter().flat_map(|start| &start.others) {
+        drop(open_file_in_root(root, path));
+    }
+    drop(open_file_in_root(root, Path::new(PRELOADED)));
 }
 
-/// The files that a program's start reads: the interpreter or loader, the libraries that it names, the program.
-#[derive(Debug)]
-struct Start<'a, T: Tree> {
+fn open_first(root: &PathFd, paths: &[&str]) {
+    drop(paths.iter().find_map(|path| open_file_in_root(root, Path::new(path))));
+}
+
+/// Where files are read while others may be stored.
+trait Tree {
+    fn open(&self, path: &Path) -> Option<File>;
+
+    /// At most `length` bytes of a file; fewer where it ends.
+    fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>>;
+}
+
+struct Image<'a> {
+    root: &'a PathFd,
+    launching: &'a Launching,
+}
+
+impl Tree for Image<'_> {
+    fn open(&self, path: &Path) -> Option<File> {
+        open_file_in_root(self.root, path)
+    }
+
+    fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+        self.launching.end_storing().ok()?;
+        let bytes = read(file, offset, length);
+        self.launching.let_store().ok()?;
+        bytes
+    }
+}
+
+/// The files that a program's start reads.
+struct Start<'a, T> {
     tree: &'a T,
-    files: Vec<T::File>,
+    /// The interpreter or loader, and the libraries that the program names: what need not be read to find the others.
+    others: Vec<PathBuf>,
 }
 
 impl<'a, T: Tree> Start<'a, T> {
     /// None if `path` is no regular file that can be read.
     fn of_program(tree: &'a T, path: &Path) -> Option<Start<'a, T>> {
-        let mut start = Start { tree, files: Vec::new() };
+        let mut start = Start { tree, others: Vec::new() };
         start.add_program(path, DEPTH_MAX)?;
         Some(start)
     }
@@ -76,143 +112,61 @@ impl<'a, T: Tree> Start<'a, T> {
             _ => tree.read(&file, offset, length),
         }) && let Some(loader) = &object.interpreter
         {
-            self.files.extend(tree.open(Path::new(OsStr::from_bytes(loader))));
+            self.add(loader);
             self.add_libraries(&object.needed);
         }
-        self.files.push(file);
         Some(())
     }
 
+    fn add(&mut self, path: &[u8]) {
+        self.others.push(PathBuf::from(OsStr::from_bytes(path)));
+    }
+
     fn add_libraries(&mut self, names: &[Vec<u8>]) {
-        let cache = self.tree.open(Path::new(library_cache::PATH)).and_then(|file| self.whole(&file));
-        let Some(cache) = cache else { return };
-        for name in names {
-            if self.files.len() < FILES_MAX
-                && let Some(path) = library_cache::path_of(&cache, name)
-            {
-                self.files.extend(self.tree.open(Path::new(OsStr::from_bytes(path))));
-            }
+        let cache = self.tree.open(Path::new(library_cache::PATH));
+        let Some(cache) = cache.and_then(|file| self.tree.read(&file, 0, CACHE_MAX_BYTES)) else { return };
+        for path in names.iter().filter_map(|name| library_cache::path_of(&cache, name)).take(LIBRARIES_MAX) {
+            self.add(path);
         }
-    }
-
-    fn whole(&self, file: &T::File) -> Option<Vec<u8>> {
-        let length = self.tree.length(file);
-        if length > CACHE_MAX_BYTES {
-            return None;
-        }
-        self.tree.read(file, 0, usize::try_from(length).ok()?)
     }
 }
 
-/// The ranges that are wanted of a file of `length` bytes, as offset and length.
-fn wanted(length: u64) -> impl Iterator<Item = (u64, u64)> {
-    let (start, end) =
-        if length <= WHOLE_MAX_BYTES { (length, None) } else { (START_BYTES, Some(length - END_BYTES)) };
-    std::iter::once((0, start)).chain(end.map(|offset| (offset, END_BYTES)))
-}
-
-/// The root that the process has: the image as it is mounted, with all binds.
-#[derive(Debug)]
-struct Root;
-
-impl Tree for Root {
-    type File = File;
-
-    /// Opening must neither block nor have an effect, whatever it is by now.
-    fn open(&self, path: &Path) -> Option<File> {
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-        if !std::fs::metadata(path).ok()?.is_file() {
-            return None;
-        }
-        let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-        file.metadata().ok()?.is_file().then_some(file)
-    }
-
-    fn length(&self, file: &File) -> u64 {
-        file.metadata().map_or(0, |metadata| metadata.len())
-    }
-
-    fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        let got = file.read_at(&mut bytes, offset).ok()?;
-        bytes.truncate(got);
-        Some(bytes)
-    }
-}
-
-/// The image itself, without what the host adds: to the server, before anybody asks it.
-impl Tree for Filesystem {
-    type File = FileLayout;
-
-    fn open(&self, path: &Path) -> Option<FileLayout> {
-        match self.resolve(path.as_os_str().as_bytes()).ok()??.kind {
-            InodeKind::File(layout) => Some(layout),
-            _ => None,
-        }
-    }
-
-    fn length(&self, file: &FileLayout) -> u64 {
-        file.size
-    }
-
-    fn read(&self, file: &FileLayout, offset: u64, length: usize) -> Option<Vec<u8>> {
-        self.read_bytes(file, offset, length).ok()
-    }
-}
-
-/// What the image server does ahead of a launch of the first of `candidates` that the image has.
-pub(super) fn ahead(candidates: Vec<PathBuf>) -> Ahead {
-    Ahead::new(move |image| {
-        let start = candidates.iter().find_map(|path| Start::of_program(image, path));
-        for file in start.iter().flat_map(|start| &start.files) {
-            for (offset, length) in wanted(file.size) {
-                // What cannot be read is told to the one who needs it.
-                let _ = image.prefetch(file, offset, usize::try_from(length).unwrap_or(usize::MAX));
-            }
-        }
-    })
-}
-
-/// Has the kernel look up what a start of the first of `candidates` looks up.
-pub(super) fn look_up<'a>(mut candidates: impl Iterator<Item = &'a Path>) {
-    drop(candidates.find_map(|path| Start::of_program(&Root, path)));
-    let _ = std::fs::metadata(PRELOADED);
+/// At most `length` bytes of a file; fewer where it ends.
+fn read(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+    let size = usize::try_from(file.metadata().ok()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length.min(size)];
+    let got = file.read_at(&mut bytes, offset).ok()?;
+    bytes.truncate(got);
+    Some(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::*;
 
-    /// The paths that were opened.
-    fn opened(program: &Path) -> Option<Vec<String>> {
-        let start = Start::of_program(&Root, program)?;
-        let path = |file: &File| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
-        Some(start.files.iter().map(|file| path(file).display().to_string()).collect())
+    struct Host;
+
+    impl Tree for Host {
+        fn open(&self, path: &Path) -> Option<File> {
+            open_file_in_root(&PathFd::open_directory(Path::new("/")).unwrap(), path)
+        }
+
+        fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+            read(file, offset, length)
+        }
     }
 
-    #[test]
-    fn short_files_are_wanted_whole_and_of_long_ones_the_ends() {
-        const MIB: u64 = 1 << 20;
-        let cases: [(u64, &[(u64, u64)]); 4] = [
-            (0, &[(0, 0)]),
-            (5, &[(0, 5)]),
-            (2 * MIB, &[(0, 2 * MIB)]),
-            (2 * MIB + 1, &[(0, MIB / 4), (2 * MIB + 1 - MIB / 8, MIB / 8)]),
-        ];
-        for (length, ranges) in cases {
-            assert_eq!(wanted(length).collect::<Vec<_>>(), ranges, "{length}");
-        }
+    /// What else a start of `program` looks up; none if it is no program.
+    fn others(program: &Path) -> Option<Vec<String>> {
+        let start = Start::of_program(&Host, program)?;
+        Some(start.others.iter().map(|path| path.display().to_string()).collect())
     }
 
     #[test]
     fn finds_loader_and_libraries() {
-        let opened = opened(Path::new("/proc/self/exe")).unwrap();
-        assert_eq!(opened.last(), Some(&std::env::current_exe().unwrap().display().to_string()));
-        if cfg!(target_env = "gnu") {
-            assert!(opened.iter().any(|path| path.contains("ld-linux")), "{opened:?}");
-            assert!(opened.iter().any(|path| path.contains("libc.so")), "{opened:?}");
+        let found = others(&std::fs::canonicalize("/bin/sh").unwrap()).unwrap();
+        for name in ["/ld-", "/libc.so"] {
+            assert_eq!(found.iter().filter(|path| path.contains(name)).count(), 1, "{found:?}");
         }
     }
 
@@ -220,26 +174,24 @@ mod tests {
     fn follows_interpreters_and_not_for_ever() {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("script");
-        let shell = std::fs::canonicalize("/bin/sh").unwrap().display().to_string();
         std::fs::write(&script, "#!/bin/sh -e\n").unwrap();
-        let found = opened(&script).unwrap();
-        assert!(found.contains(&shell) && found.contains(&script.display().to_string()), "{found:?}");
+        assert_eq!(others(&script), others(&std::fs::canonicalize("/bin/sh").unwrap()));
         let own = directory.path().join("own");
         std::fs::write(&own, format!("#!{}\n", own.display())).unwrap();
-        assert_eq!(opened(&own).unwrap().len(), DEPTH_MAX);
+        assert_eq!(others(&own), Some(Vec::new()));
     }
 
     #[test]
     fn leaves_out_what_is_no_regular_file() {
         for path in ["/", "/dev/null", "/none", ""] {
-            assert_eq!(opened(Path::new(path)), None, "{path}");
+            assert_eq!(others(Path::new(path)), None, "{path}");
         }
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(opened(&fifo), None);
+        assert_eq!(others(&fifo), None);
         let empty = directory.path().join("empty");
         File::create(&empty).unwrap();
-        assert_eq!(opened(&empty).unwrap().len(), 1);
+        assert_eq!(others(&empty), Some(Vec::new()));
     }
 }

@@ -14,6 +14,7 @@ use crate::mount::root::NewRoot;
 use crate::mount::server::{Launching, Waiting};
 use crate::mount::{memory, verify};
 use crate::sys::mount::Restriction;
+use crate::sys::path::PathFd;
 use crate::sys::{self, mount, namespace};
 
 /// The image server's side of the mount of [`RootSource::Image`].
@@ -41,6 +42,13 @@ pub enum Event<'a> {
         /// Why not.
         cause: &'a sys::Error,
     },
+    /// The image is mounted, and nothing on it yet.
+    Served {
+        /// Its root directory.
+        root: &'a PathFd,
+        /// Its server's launch.
+        launching: &'a Launching,
+    },
 }
 
 impl fmt::Display for Event<'_> {
@@ -48,6 +56,7 @@ impl fmt::Display for Event<'_> {
         match self {
             Event::Op(op) => op.fmt(f),
             Event::LeftOut { op, cause } => write!(f, "left out: {}: {cause}", op.op),
+            Event::Served { .. } => f.write_str("the image is served"),
         }
     }
 }
@@ -166,6 +175,11 @@ pub fn enact(
                 left_out.push(planned);
             }
             outcome => outcome?,
+        }
+        if let (Op::Root(RootSource::Image(_)), Some(root), Some(launching)) =
+            (&planned.op, &enactment.root, &enactment.launching)
+        {
+            observer(Event::Served { root: root.top(), launching });
         }
     }
     if plan.ops.last().is_some_and(|last| last.op == Op::PivotRoot) {

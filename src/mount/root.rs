@@ -58,6 +58,11 @@ impl NewRoot {
         layers.lay(name, &self.0).map(NewRoot)
     }
 
+    /// Its root directory.
+    pub(super) fn top(&self) -> &PathFd {
+        self.0.top()
+    }
+
     /// Opens an absolute path in the new root; a link in it is refused.
     pub(super) fn open(&self, path: &Path) -> Result<PathFd, Error> {
         self.0.open(path)

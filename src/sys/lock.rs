@@ -1,9 +1,11 @@
-//! Advisory locks on whole files.
+//! Advisory locks: on whole files, and between the two ends of a pipe.
 
 use std::fs::File;
+use std::io::{PipeReader, PipeWriter};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 
 use super::Error;
 
@@ -66,6 +68,46 @@ pub fn share(file: &File) -> Result<bool, Error> {
     }
 }
 
+/// Keeps the pipe's readers from [`take_turn`] until [`yield_turns`]; waits for those that have a turn.
+///
+/// These are `fcntl(2)` locks, which the kernel keeps for pipes as for any file. They belong to the process: a child has none
+/// of its parent's, one that dies loses its own, and so does one that closes any descriptor of the pipe.
+pub fn refuse_turns(pipe: &PipeWriter) -> Result<(), Error> {
+    set_lock(pipe, libc::F_WRLCK)
+}
+
+/// Lets the pipe's readers have turns.
+pub fn yield_turns(pipe: &PipeWriter) -> Result<(), Error> {
+    set_lock(pipe, libc::F_UNLCK)
+}
+
+/// Takes a turn, which [`end_turn`] ends; waits until the writer yields turns, or has gone.
+pub fn take_turn(pipe: &PipeReader) -> Result<(), Error> {
+    set_lock(pipe, libc::F_RDLCK)
+}
+
+/// Ends a turn.
+pub fn end_turn(pipe: &PipeReader) -> Result<(), Error> {
+    set_lock(pipe, libc::F_UNLCK)
+}
+
+fn set_lock(pipe: &impl AsFd, kind: libc::c_int) -> Result<(), Error> {
+    let lock = libc::flock {
+        l_type: libc::c_short::try_from(kind).unwrap_or_default(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    loop {
+        match fcntl(pipe, FcntlArg::F_SETLKW(&lock)) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::new(format!("fcntl(pipe, SETLKW, {kind})"), errno)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +137,39 @@ mod tests {
         let locked = Locked::try_exclusive(open()).unwrap().unwrap();
         assert!(!share(&open()).unwrap());
         drop(locked);
+    }
+
+    /// The ends belong to two processes, as they do where it matters.
+    #[test]
+    fn readers_have_turns_when_the_writer_lets_them() {
+        use crate::sys::process::{Ended, Fork, exit_now, fork, pipe, wait};
+        use std::time::{Duration, Instant};
+        const LONG: Duration = Duration::from_millis(50);
+        let (reader, writer) = pipe().unwrap();
+        refuse_turns(&writer).unwrap();
+        let begun = Instant::now();
+        match fork().unwrap() {
+            Fork::Child => {
+                drop(writer);
+                let waited = take_turn(&reader).is_ok() && begun.elapsed() >= LONG;
+                std::thread::sleep(2 * LONG);
+                let ended = end_turn(&reader).is_ok();
+                // Here the writer refuses again, and goes.
+                std::thread::sleep(LONG);
+                let gone = take_turn(&reader).is_ok() && begun.elapsed() >= 5 * LONG;
+                exit_now(if waited && ended && gone { 0 } else { 1 })
+            }
+            Fork::Parent(pid) => {
+                std::thread::sleep(LONG);
+                yield_turns(&writer).unwrap();
+                std::thread::sleep(LONG);
+                refuse_turns(&writer).unwrap();
+                assert!(begun.elapsed() >= 3 * LONG, "waits for the reader's turn to end");
+                std::thread::sleep(2 * LONG);
+                drop(writer);
+                assert_eq!(wait(pid), Ok(Ended::Exited(0)));
+                drop(reader);
+            }
+        }
     }
 }

@@ -74,6 +74,23 @@ pub fn wait(pid: i32) -> Result<Ended, Error> {
     }
 }
 
+/// Waits for the end of the child `pid`, and lets go of others that end meanwhile.
+pub fn wait_among(pid: i32) -> Result<Ended, Error> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes one int.
+        let ended = unsafe { libc::waitpid(-1, &raw mut status, 0) };
+        if ended < 0 && Errno::last() != Errno::EINTR {
+            return Err(Error::last(format!("waitpid(-1), for {pid}")));
+        }
+        if ended == pid
+            && let Some(ended) = Ended::of(status)
+        {
+            return Ok(ended);
+        }
+    }
+}
+
 /// How the child `pid` ended, if it has.
 pub fn try_wait(pid: i32) -> Result<Option<Ended>, Error> {
     let mut status = 0;
@@ -187,6 +204,14 @@ pub fn pipe() -> Result<(PipeReader, PipeWriter), Error> {
     std::io::pipe().map_err(|error| Error::from_io("pipe2(CLOEXEC)", &error))
 }
 
+/// Has writes to a full pipe fail instead of waiting: wrapper for `fcntl(2)` with `O_NONBLOCK`.
+pub fn never_block(pipe: &PipeWriter) -> Result<(), Error> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map(drop)
+        .map_err(|errno| Error::new("fcntl(pipe, SETFL, NONBLOCK)", errno))
+}
+
 /// What [`look_at`] saw of a pipe's other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PipeState {
@@ -227,6 +252,12 @@ pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> 
             Err(errno) => return Err(Error::new("poll(pipe)", errno)),
         }
     }
+}
+
+/// Whether no writer is left, or nobody can tell.
+pub fn is_closed(pipe: &PipeReader) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::empty())], PollTimeout::ZERO) != Ok(0)
 }
 
 /// Gives way to every other process from now on: for one whose end somebody may be waiting beside, not for.

@@ -1,6 +1,7 @@
 //! What `ps` shows as the command line of this process.
+#![expect(unsafe_code, reason = "the strings that the kernel shows are at addresses that only it tells")]
 
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::Read as _;
 
 use super::Error;
 
@@ -12,9 +13,8 @@ struct Area {
 }
 
 /// Replaces the command line that other processes see, as `setproctitle(3)` does; a title too long for its place is cut
-/// off. The arguments and the environment that the process was started with may be gone afterwards.
-///
-/// Written through `/proc/self/mem`, so that no pointer is needed; not for a process that is undumpable.
+/// off. The arguments and the environment that the process was started with are gone afterwards: nobody may ask for them
+/// any more, nor have kept a pointer to them.
 pub fn set(title: &[u8]) -> Result<(), Error> {
     let mut stat = String::new();
     std::fs::File::open("/proc/self/stat")
@@ -26,10 +26,16 @@ pub fn set(title: &[u8]) -> Result<(), Error> {
             nix::errno::Errno::EINVAL,
         ));
     };
-    let failed = |error| Error::from_io("write(\"/proc/self/mem\")", &error);
-    let mut memory = std::fs::File::options().write(true).open("/proc/self/mem").map_err(failed)?;
-    memory.seek(SeekFrom::Start(area.start)).map_err(failed)?;
-    memory.write_all(&area.fill(title)).map_err(failed)
+    let bytes = area.fill(title);
+    let place = usize::try_from(area.start).unwrap_or(0);
+    // SAFETY: the kernel says that it put the arguments, and right behind them the environment, in these bytes of our
+    // stack, and `fill` does not go beyond them. Nobody has a reference to them: the standard library copies what it hands
+    // out.
+    unsafe {
+        let place = std::ptr::with_exposed_provenance_mut(place);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+    }
+    Ok(())
 }
 
 impl Area {

@@ -33,6 +33,8 @@ pub(crate) const WITHOUT_RESEND: u64 = 1 << 39;
 const OLD_KERNEL: u64 = !((1 << 19) - 1);
 /// Serving threads.
 const THREADS: usize = 4;
+/// For how long the driver lets files be stored.
+const STORING: Duration = Duration::from_millis(100);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The driver: what the launcher will do, and a script instead of a job.
@@ -52,7 +54,7 @@ fn driver() {
     }
     let fuse = sys::fuse::open_device().expect("device");
     let masked = order("MASKED").parse().expect("flags");
-    let options = ServerOptions { threads: THREADS, startup: Startup::Nothing, maker: None };
+    let options = ServerOptions { threads: THREADS, startup: Startup::Nothing, maker: None, ahead: true };
     let waiting = server::start_masked(image, grafts, &fuse, options, masked).expect("start");
     if order("SCRIPT") == "drop" {
         drop(waiting);
@@ -65,8 +67,18 @@ fn driver() {
     let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).expect("slave");
     mount(Some("hpcrun"), &root, Some("fuse"), server::MOUNT_FLAGS, Some(data.as_str())).expect("mount");
-    waiting.mounted().expect("server");
+    let launching = waiting.mounted().expect("server");
     drop(fuse);
+    if !order("STORED").is_empty() {
+        for name in order("STORED").split_whitespace() {
+            fs::metadata(root.join(name)).expect("a file to be stored");
+        }
+        launching.let_store().expect("turn");
+        std::thread::sleep(STORING);
+        launching.end_storing().expect("turn");
+    }
+    // To the script the launch is over.
+    drop(launching);
     for line in order("BINDS").lines() {
         let (source, destination) = line.split_once(' ').expect("a bind");
         let destination = root.join(destination.trim_start_matches('/'));
@@ -97,6 +109,8 @@ struct Service {
     grafts: String,
     binds: String,
     masked: u64,
+    /// Files that go into the page cache before the script starts.
+    stored: &'static str,
     /// What starts the driver, before `unshare`.
     wrapper: Vec<String>,
     /// Process groups of the scripts, each led by its driver.
@@ -128,6 +142,7 @@ impl Service {
             grafts: String::new(),
             binds: String::new(),
             masked: 0,
+            stored: "",
             wrapper: Vec::new(),
             drivers: std::cell::RefCell::default(),
         }
@@ -158,6 +173,7 @@ impl Service {
             .env("HPCRUN_DRIVER_ROOT", self.root())
             .env("HPCRUN_DRIVER_GRAFTS", &self.grafts)
             .env("HPCRUN_DRIVER_BINDS", &self.binds)
+            .env("HPCRUN_DRIVER_STORED", self.stored)
             .env("HPCRUN_DRIVER_MASKED", self.masked.to_string())
             .env("HPCRUN_DRIVER_SCRIPT", script)
             .env("D", self.dir.path())
@@ -237,7 +253,7 @@ impl Service {
     fn check_gone(&self) {
         let begun = Instant::now();
         loop {
-            let left = [self.helpers("hpcrun-keeper"), self.helpers("hpcrun-server")];
+            let left = ["hpcrun-keeper", "hpcrun-server", "hpcrun-ahead"].map(|name| self.helpers(name));
             if left.iter().all(Vec::is_empty) {
                 return;
             }
@@ -551,6 +567,43 @@ fn nothing_is_asked_twice() {
     assert!(many <= single + 2 * 5 + 4, "{single} requests for one round, {many} for six");
 }
 
+/// Prints which pages of files are in the page cache, by a digit each.
+const RESIDENT: &str = r#"
+import ctypes, mmap, sys
+for name in sys.argv[1:]:
+    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
+        found = (ctypes.c_char * (len(pages) + 4095 >> 12))()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(pages)), found) == 0
+        print("".join(str(ord(page) & 1) for page in found))
+"#;
+
+/// A file of up to 2 MiB is stored as a whole, of a longer one 256 KiB at its start and 128 KiB at its end.
+#[test]
+fn what_a_launch_looks_up_is_in_the_page_cache() {
+    let dir = scratch();
+    // The kernel tells only the owner which pages there are.
+    let make = format!(
+        "set -e; mkdir tree; cd tree; head -c 1500000 /dev/urandom >noise; seq 1 1000000 >numbers; chown {TEST_USER} *
+        cd ..; mksquashfs tree image.sqsh -noappend -no-progress -quiet"
+    );
+    stdout(Command::new("/bin/bash").args(["-c", &make]).current_dir(dir.path()));
+    let mut service = Service::of(&dir.path().join("image.sqsh"));
+    let script = format!("python3 -c '{RESIDENT}' noise numbers; cat noise numbers | sha256sum");
+    let without = service.run(&script);
+    assert!(without.lines().take(2).all(|pages| pages.bytes().all(|page| page == b'0')), "{without}");
+    service.stored = "noise numbers";
+    let with = service.run(&script);
+    let [noise, numbers, sum] = with.lines().collect::<Vec<_>>()[..] else { panic!("{with}") };
+    assert!(noise.bytes().all(|page| page == b'1'), "noise: {noise}");
+    let (start, rest) = numbers.split_at(64);
+    let (middle, end) = rest.split_at(rest.len() - 64);
+    assert!(start.bytes().all(|page| page == b'1'), "start: {start}");
+    assert!(middle.bytes().all(|page| page == b'0'), "middle: {middle}");
+    assert!(end.bytes().skip(32).all(|page| page == b'1'), "end: {end}");
+    assert_eq!(Some(sum), without.lines().nth(2), "contents");
+}
+
 #[test]
 fn a_listing_with_attributes_costs_few_requests() {
     let count = requests("ls -l many | wc -l");
@@ -657,6 +710,35 @@ fn a_killed_server_is_not_noticed_where_the_kernel_sends_again() {
 #[test]
 fn a_killed_server_is_not_noticed_on_older_kernels() {
     check_unnoticed_kills(WITHOUT_RESEND, 60);
+}
+
+/// The server may be killed while files are stored; and with it all others, after which nobody waits for anything.
+#[test]
+fn who_is_killed_while_files_are_stored_leaves_nothing() {
+    let mut random = Random::new(crate::support::seed());
+    let mut service = Service::new();
+    let script = "sha256sum noise numbers one-block block-and-byte usr/share/doc/* bin/*";
+    let expected = service.run(script);
+    service.stored = "noise numbers one-block block-and-byte bin/cat bin/sha256sum small";
+    for round in 0..40 {
+        let mut driver = service.start(&format!("exec >$D/out 2>$D/err; {script}"));
+        while service.helpers("hpcrun-ahead").is_empty() {}
+        std::thread::sleep(Duration::from_micros(random.below(12_000)));
+        let names: &[&str] = match round % 2 {
+            0 => &["hpcrun-server"],
+            _ => &["hpcrun-keeper", "hpcrun-server", "hpcrun-ahead"],
+        };
+        for pid in names.iter().flat_map(|name| service.helpers(name)) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+        if round % 2 == 0 {
+            service.finish(driver);
+            assert_eq!((service.file("err"), service.file("out")), (String::new(), expected.clone()));
+        } else {
+            driver.wait().expect("driver");
+            service.check_gone();
+        }
+    }
 }
 
 #[test]

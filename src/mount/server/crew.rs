@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::Ahead;
+use super::keeper;
 use super::launch::Launch;
 use super::protocol::init;
 use super::session::{Over, Place, Reply, Session};
@@ -30,7 +30,7 @@ pub(super) fn serve(
     session: Session,
     mut slots: Vec<RequestSlot>,
     launch: Launch,
-    background: Background,
+    maker: Option<Maker>,
     ended: fn(Over) -> !,
 ) -> ! {
     let session = Arc::new(session);
@@ -52,7 +52,7 @@ pub(super) fn serve(
     let helper = Helper {
         session: Arc::clone(&session),
         launch: launch.clone(),
-        background,
+        maker,
         places: places.collect(),
         watcher,
         first: affinity::thread_id(),
@@ -68,20 +68,12 @@ pub(super) fn serve(
     ended(own.map_or(Over::Failed, |place| session.serve_to_the_end(place)))
 }
 
-/// What a server does besides serving.
-#[derive(Debug)]
-pub(super) struct Background {
-    /// At once, the first server only.
-    pub(super) ahead: Ahead,
-    /// After the launch.
-    pub(super) maker: Option<Maker>,
-}
-
 /// Starts all threads but the first, which begins to serve meanwhile.
 struct Helper {
     session: Arc<Session>,
     launch: Launch,
-    background: Background,
+    /// To be at work after the launch.
+    maker: Option<Maker>,
     /// Of the other serving threads.
     places: Vec<Place>,
     /// None if it is at work already.
@@ -93,16 +85,16 @@ struct Helper {
 
 impl Helper {
     fn run(self) {
-        let Helper { session, launch, background, places, watcher, first, ended } = self;
+        let Helper { session, launch, maker, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
         launch.leave_cpu();
+        keeper::settle(&session.tree);
         for _ in 0..session.startup.threads() {
             let session = Arc::clone(&session);
             spawn(move || session.startup.work(&session.tree));
         }
-        let reader = Arc::clone(&session);
-        spawn(move || background.ahead.run(reader.tree.image()));
         launch.wait_for_end();
+        session.announcer.close();
         drop(launch);
         std::thread::sleep(SETTLING);
         // Threads have the affinity of the one that starts them.
@@ -112,7 +104,7 @@ impl Helper {
             let session = Arc::clone(&session);
             spawn(move || session.prefetcher.work(&session.tree));
         }
-        if let Some(maker) = background.maker {
+        if let Some(maker) = maker {
             let session = Arc::clone(&session);
             // A copy that cannot be made leaves everything as it is.
             spawn(move || drop(maker.make(session.tree.image())));

@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::crew::{self, Background};
+use super::AtEnd;
+use super::ahead::{self, Announcer};
+use super::crew;
 use super::launch::Launch;
 use super::session::{Agreement, Over, Session, Unanswered};
 use super::startup::Startup;
 use super::tree::Tree;
 use super::trouble::Reporter;
 use super::watch::RELIEF_MAX;
-use super::{Ahead, AtEnd};
 use crate::host::containers::{KEEPER_NAME, SERVER_NAME, keeper_title};
 use crate::mount::graft::Grafts;
 use crate::mount::node_cache::{self, Maker};
@@ -28,7 +29,8 @@ use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
 use crate::sys::notice::StandardError;
 use crate::sys::process::{self, Ended, Fork};
-use crate::sys::{self, affinity, namespace, signal, title};
+use crate::sys::signal::{self, Taken};
+use crate::sys::{self, affinity, namespace, title};
 
 /// A server that lived this long was fine: what is counted against it begins anew.
 const HEALTHY: Duration = Duration::from_secs(1);
@@ -58,13 +60,24 @@ pub(super) struct Service {
     pub(super) startup: Startup,
     pub(super) maker: Option<Maker>,
     pub(super) fuse: OwnedFd,
+    /// The launcher's pipe.
+    pub(super) ready: PipeReader,
     pub(super) threads: usize,
+    /// Whether files that the launcher looks up are stored in the page cache.
+    pub(super) is_ahead: bool,
     /// INIT flags that are not to be used although the kernel offers them.
     pub(super) masked: u64,
     /// Where the launcher is.
     pub(super) cpu: Option<usize>,
-    pub(super) ahead: Ahead,
     pub(super) at_end: AtEnd,
+}
+
+impl Service {
+    /// The launcher's part once there is a keeper: closes what is open. The memory is the keeper's too by now.
+    pub(super) fn leave(self) {
+        self.image.leave();
+        std::mem::forget(self.grafts);
+    }
 }
 
 /// What is left to do at the end: for the keeper, or for a server that has lost it.
@@ -73,11 +86,11 @@ static AT_END: Mutex<Option<AtEnd>> = Mutex::new(None);
 static KEEPER: AtomicI32 = AtomicI32::new(0);
 
 /// Lives as the keeper until the file system is unmounted.
-pub(super) fn run(mut service: Service, ready: PipeReader) -> Infallible {
+pub(super) fn run(mut service: Service) -> Infallible {
     let at_end = std::mem::take(&mut service.at_end);
     let held = at_end.held;
     *AT_END.lock().unwrap_or_else(PoisonError::into_inner) = Some(at_end);
-    let status = match keep(service, held, ready) {
+    let status = match keep(service, held) {
         Ok(()) => UNMOUNTED,
         Err(_) => FAILED,
     };
@@ -92,8 +105,8 @@ fn finish() {
     at_end.take().unwrap_or_default().run();
 }
 
-fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), sys::Error> {
-    let Service { mut image, grafts, startup, maker, fuse, threads, masked, cpu, mut ahead, at_end: _ } =
+fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
+    let Service { mut image, grafts, startup, maker, fuse, ready, threads, is_ahead, masked, cpu, at_end: _ } =
         service;
     image.be_patient();
     let reporter = Reporter::new(
@@ -103,7 +116,6 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
     );
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
-    say_what_is_served(&tree);
     let own = [device.raw(), ready.as_raw_fd()].into_iter();
     let of_image = node_cache::descriptors(tree.image(), maker.as_ref());
     become_helper(&own.chain(of_image).chain(held).collect::<Vec<_>>())?;
@@ -112,6 +124,8 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
     let mut launch = Launch::new(ready, cpu);
     let mut record = Record::default();
     let keeper = std::process::id().cast_signed();
+    let (mut announced, mut announcer) =
+        if is_ahead && launch.leaves_cpus() { ahead::way().map(Some)?.unzip() } else { (None, None) };
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
     loop {
         let born = Instant::now();
@@ -122,14 +136,23 @@ fn keep(service: Service, held: Option<RawFd>, ready: PipeReader) -> Result<(), 
                 process::shape_heaps(HEAPS, HEAP_STEP);
                 std::panic::set_hook(Box::new(|_| {}));
                 let unanswered = record.unanswered();
-                let session = Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
-                crew::serve(session, slots.into_slots(), launch, Background { ahead, maker }, end_server)
+                drop(announced);
+                let mut session =
+                    Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
+                session.announcer = announcer.map_or_else(Announcer::closed, Announcer::to);
+                crew::serve(session, slots.into_slots(), launch, maker, end_server)
             }
             Fork::Parent(server) => {
-                ahead = Ahead::default();
+                drop(announcer.take());
+                if let Some(announced) = announced.take() {
+                    // The launcher waits for the server, which was born on this CPU.
+                    std::thread::yield_now();
+                    ahead::start(announced, &tree, &device, &launch);
+                }
+                settle(&tree);
                 // By now the launch is over, or as good as over.
                 launch.forget_cpu();
-                match process::wait(server)? {
+                match process::wait_among(server)? {
                     Ended::Exited(UNMOUNTED) => return Ok(()),
                     ended => match record.note(ended, born.elapsed()) {
                         Some(pause) => std::thread::sleep(pause),
@@ -167,10 +190,10 @@ fn end_server(over: Over) -> ! {
 }
 
 /// Lets go of everything that belongs to the process this one was forked from: its directory, descriptors, terminal,
-/// signals, CPU binding.
+/// signals, CPU binding. The launcher waits for it: what can wait does [`settle`].
 fn become_helper(keep: &[i32]) -> Result<(), sys::Error> {
     process::set_name(KEEPER_NAME);
-    signal::ignore_all()?;
+    let _ = Taken::all()?;
     nix::unistd::chdir("/").map_err(|errno| sys::Error::new("chdir(\"/\")", errno))?;
     process::null_standard_streams()?;
     process::close_all_but(keep);
@@ -180,9 +203,12 @@ fn become_helper(keep: &[i32]) -> Result<(), sys::Error> {
     Ok(())
 }
 
-/// Lets `ps`, and 'hpcrun ps', tell whom this serves with what; also that nobody who kills a job by its command line
-/// (`pkill -f`) means us. Only a courtesy: without it everything works.
-fn say_what_is_served(tree: &Tree) {
+/// What a keeper and a server do once nobody waits for them.
+///
+/// Signals are held back until then, and ignored from then on. Lets `ps`, and 'hpcrun ps', tell whom this serves with what;
+/// also that nobody who kills a job by its command line (`pkill -f`) means us. Only a courtesy: without it all works.
+pub(super) fn settle(tree: &Tree) {
+    let _ = signal::ignore_all();
     if let Ok(user_namespace) = namespace::own_user_namespace() {
         let image = sys::path::name_of(tree.image().file()).unwrap_or_default();
         let _ = title::set(&keeper_title(user_namespace, &image));

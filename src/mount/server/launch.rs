@@ -6,8 +6,8 @@
 use std::io::PipeReader;
 use std::sync::Arc;
 
-use crate::sys::affinity;
 use crate::sys::process::{self, PipeEvent};
+use crate::sys::{affinity, lock};
 
 /// The launcher's pipe.
 #[derive(Debug, Clone)]
@@ -27,9 +27,26 @@ impl Launch {
         self.cpu = None;
     }
 
+    /// Whether there are CPUs besides the launcher's.
+    pub(super) fn leaves_cpus(&self) -> bool {
+        self.cpu.is_some()
+    }
+
     /// Waits for `mount(2)`; false if the launcher has gone before.
     pub(super) fn is_mounted(&self) -> bool {
         process::look_at(&self.pipe, PipeEvent::Bytes).is_ok_and(|seen| seen.has_bytes)
+    }
+
+    /// Begins a turn of storing pages in the kernel's cache: waits until the launcher reads none, nor anybody else. False if
+    /// the launch is over.
+    pub(super) fn begin_turn(&self) -> bool {
+        // A launcher that has gone, or is the job, refuses nothing any more.
+        lock::take_turn(&self.pipe).is_ok() && !process::is_closed(&self.pipe)
+    }
+
+    /// Ends it. What cannot be ended ends with the process.
+    pub(super) fn end_turn(&self) {
+        let _ = lock::end_turn(&self.pipe);
     }
 
     /// Waits until the launcher has become the job, or has ended.

@@ -9,6 +9,7 @@
 //!
 //! `docs/image-server.md` tells the whole story.
 
+mod ahead;
 mod crew;
 mod keeper;
 mod launch;
@@ -36,7 +37,7 @@ use crate::mount::node_cache::Maker;
 use crate::squashfs::reader::Filesystem;
 use crate::sys;
 use crate::sys::affinity::{self, Affinity};
-use crate::sys::{detached, process};
+use crate::sys::{detached, lock, process};
 
 /// Flags to mount the image with. Device nodes and set-id bits of an image are never honoured.
 pub const MOUNT_FLAGS: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID);
@@ -53,6 +54,8 @@ pub struct ServerOptions {
     pub startup: Startup,
     /// Who makes a copy of the image file on this node, if somebody is to.
     pub maker: Option<Maker>,
+    /// Whether files that are looked up until the launch is over go into the page cache as a whole, or in great part.
+    pub ahead: bool,
 }
 
 /// What the keeper does last of all, when the file system is gone and with it every process of the job.
@@ -88,31 +91,6 @@ impl std::fmt::Debug for AtEnd {
     }
 }
 
-/// What the first server does on a thread of its own while the launcher still mounts.
-#[derive(Default)]
-pub struct Ahead(Option<Reading>);
-
-type Reading = Box<dyn FnOnce(&Filesystem) + Send>;
-
-impl Ahead {
-    /// Runs `read` with the image: what it reads is in the cache when the job asks for it.
-    pub fn new(read: impl FnOnce(&Filesystem) + Send + 'static) -> Ahead {
-        Ahead(Some(Box::new(read)))
-    }
-
-    fn run(self, image: &Filesystem) {
-        if let Some(read) = self.0 {
-            read(image);
-        }
-    }
-}
-
-impl std::fmt::Debug for Ahead {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ahead").finish_non_exhaustive()
-    }
-}
-
 /// A server waiting for the mount.
 #[derive(Debug)]
 pub struct Waiting {
@@ -129,15 +107,28 @@ impl Waiting {
     pub fn mounted(mut self) -> Result<Launching, sys::Error> {
         let told = self.ready.write_all(&[1]);
         told.map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))?;
-        Ok(Launching { _ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
+        Ok(Launching { ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
     }
 }
 
 /// A launch under way: one thread serves, on the caller's CPU. When it is dropped, all serve everybody.
 #[derive(Debug)]
 pub struct Launching {
-    _ready: PipeWriter,
+    ready: PipeWriter,
     _stay: Option<Stay>,
+}
+
+impl Launching {
+    /// Lets the files that were looked up, and those that will be, be stored in the kernel's page cache. Nobody may read a file
+    /// of the mount from now on until [`Launching::end_storing`].
+    pub fn let_store(&self) -> Result<(), sys::Error> {
+        lock::yield_turns(&self.ready)
+    }
+
+    /// Ends that; waits for what is being stored, a tenth of a millisecond at most.
+    pub fn end_storing(&self) -> Result<(), sys::Error> {
+        lock::refuse_turns(&self.ready)
+    }
 }
 
 /// Keeps the calling thread on one CPU until it is dropped.
@@ -182,19 +173,18 @@ pub fn start(
     fuse: &OwnedFd,
     options: ServerOptions,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, 0, Ahead::default(), AtEnd::default())
+    start_service(image, grafts, fuse, options, 0, AtEnd::default())
 }
 
-/// As [`start`]; the first server does `ahead` at once, and the keeper `at_end` before it exits.
+/// As [`start`]; the keeper does `at_end` before it exits.
 pub fn start_until(
     image: Filesystem,
     grafts: Grafts,
     fuse: &OwnedFd,
     options: ServerOptions,
-    ahead: Ahead,
     at_end: AtEnd,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, 0, ahead, at_end)
+    start_service(image, grafts, fuse, options, 0, at_end)
 }
 
 /// As [`start`], for a kernel as it would be without `masked`, bits of the flags of its INIT.
@@ -206,7 +196,7 @@ pub fn start_masked(
     options: ServerOptions,
     masked: u64,
 ) -> Result<Waiting, sys::Error> {
-    start_service(image, grafts, fuse, options, masked, Ahead::default(), AtEnd::default())
+    start_service(image, grafts, fuse, options, masked, AtEnd::default())
 }
 
 fn start_service(
@@ -215,18 +205,30 @@ fn start_service(
     fuse: &OwnedFd,
     options: ServerOptions,
     masked: u64,
-    ahead: Ahead,
     at_end: AtEnd,
 ) -> Result<Waiting, sys::Error> {
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
-    let ServerOptions { startup, maker, .. } = options;
-    let service =
-        keeper::Service { image, grafts, startup, maker, fuse, threads, masked, cpu, ahead, at_end };
+    let ServerOptions { startup, maker, ahead: is_ahead, .. } = options;
     let (keeper_end, ready) = process::pipe()?;
+    let service = keeper::Service {
+        image,
+        grafts,
+        startup,
+        maker,
+        fuse,
+        ready: keeper_end,
+        threads,
+        is_ahead,
+        masked,
+        cpu,
+        at_end,
+    };
     // Of what it has of ours, the other end of the pipe included, the keeper closes all that it does not need.
-    detached::fork(move || keeper::run(service, keeper_end))?;
+    detached::fork(service, keeper::run)?.leave();
+    // Now: to close the other end would have ended it.
+    lock::refuse_turns(&ready)?;
     Ok(Waiting { ready, cpu })
 }
 

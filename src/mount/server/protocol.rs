@@ -14,6 +14,8 @@ pub(super) const REQUEST_HEADER_BYTES: usize = 40;
 
 /// Set in `unique` of a request that the kernel sends again after `FUSE_NOTIFY_RESEND`.
 pub(super) const UNIQUE_RESEND: u64 = 1 << 63;
+/// Notification code: content for the page cache.
+const NOTIFY_STORE: i32 = 4;
 /// Notification code: send again what is in flight.
 pub(super) const NOTIFY_RESEND: i32 = 7;
 /// Seconds for which names and attributes hold: an image never changes.
@@ -299,6 +301,14 @@ pub(super) fn put_open(out: &mut Vec<u8>, directory: bool) {
 pub(super) fn put_statfs(out: &mut Vec<u8>, blocks: u64, block_size: u32, inodes: u64) {
     put_u64s(out, &[blocks, 0, 0, inodes, 0]);
     put_u32s(out, &[block_size, 256, block_size, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+/// A whole `FUSE_NOTIFY_STORE` but for the content, `length` bytes of `node` from `offset`, that goes behind it.
+pub(super) fn put_store(out: &mut Vec<u8>, node: u64, offset: u64, length: usize) {
+    put_header(out, NOTIFY_STORE, 0);
+    put_u64s(out, &[node, offset]);
+    put_u32s(out, &[u32::try_from(length).unwrap_or(u32::MAX), 0]);
+    finish_header(out, length);
 }
 
 /// `fuse_getxattr_out`: how long the value or list is.

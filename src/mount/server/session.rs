@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
+use super::ahead::Announcer;
 use super::lone_client::{LoneClient, Seat};
 use super::prefetch::Prefetcher;
 use super::protocol::{self, Header, Init, NOTIFY_RESEND, Operation, UNIQUE_RESEND, init};
@@ -91,6 +92,7 @@ pub(super) struct Session {
     pub(super) watch: Watch,
     reporter: Reporter,
     pub(super) lone_client: LoneClient,
+    pub(super) announcer: Announcer,
     /// Directories of which names were looked up lately: see [`HUGE_LISTING`].
     looked_up_in: Vec<AtomicU64>,
 }
@@ -149,6 +151,7 @@ impl Session {
             watch: Watch::new(threads),
             reporter,
             lone_client: LoneClient::new(),
+            announcer: Announcer::closed(),
             looked_up_in: (0..DIRECTORIES_REMEMBERED).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -326,6 +329,9 @@ impl Session {
     fn look_up(&self, directory: u64, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
         match self.tree.lookup(self.tree.node(directory)?, name)? {
             Some((id, attributes)) => {
+                if attributes.mode & libc::S_IFMT == libc::S_IFREG {
+                    self.announcer.looked_up(id);
+                }
                 if let Some(place) = self.looked_up_in(directory) {
                     place.store(directory, Ordering::Relaxed);
                 }

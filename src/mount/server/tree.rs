@@ -93,7 +93,7 @@ impl Tree {
         self.grafts.node(index).map(|node| Node::Graft(index, node)).ok_or(Errno::ESTALE)
     }
 
-    fn image_id(&self, inode: InodeRef) -> u64 {
+    pub(super) fn image_id(&self, inode: InodeRef) -> u64 {
         if inode == self.image.root() { ROOT_ID } else { inode.0.saturating_add(FIRST_IMAGE_ID) }
     }
 

@@ -75,10 +75,34 @@ impl Filesystem {
     /// The bytes of [`Filesystem::read`] in one vector.
     pub fn read_bytes(&self, file: &FileLayout, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
         let mut bytes = Vec::new();
-        for piece in self.read(file, offset, length)? {
-            bytes.extend_from_slice(&self.bytes_of(&piece)?);
-        }
+        self.read_to(file, offset, length, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The same, appended to `out`.
+    pub fn read_to(
+        &self,
+        file: &FileLayout,
+        offset: u64,
+        length: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        for piece in self.read(file, offset, length)? {
+            let at = out.len();
+            match piece {
+                Piece::Data { block, start, length } => {
+                    out.extend_from_slice(
+                        block.get(start..).and_then(|rest| rest.get(..length)).unwrap_or_default(),
+                    );
+                }
+                Piece::Plain { position, length } => {
+                    out.resize(at + length, 0);
+                    self.read_plain(position, out.get_mut(at..).unwrap_or_default())?;
+                }
+                Piece::Zero(length) => out.resize(at + length, 0),
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of a piece, wherever they are.

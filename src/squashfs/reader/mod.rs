@@ -349,6 +349,23 @@ impl Filesystem {
         self.image.copy()
     }
 
+    /// Closes the files and leaves the memory as it is: for a process that shares it with one forked just now, and that
+    /// executes another program soon. To free a page that is shared is to copy it first.
+    pub fn leave(self) {
+        let Filesystem {
+            image: _,
+            watcher: _,
+            superblock: _,
+            codec: _,
+            tables,
+            ids,
+            metadata,
+            data,
+            indexes,
+        } = self;
+        std::mem::forget((tables, ids, metadata, data, indexes));
+    }
+
     /// From now on reads that the file's store refuses (`EIO`, `ESTALE`, time-outs) are tried again for some seconds before
     /// they fail, and a file that went stale is opened again if it is the same. For servers: others would rather know.
     pub fn be_patient(&mut self) {

@@ -42,6 +42,11 @@ impl Filesystem {
         self.watcher = Some(watcher);
     }
 
+    /// Whether somebody hears of the blocks that are loaded.
+    pub fn is_watched(&self) -> bool {
+        self.watcher.is_some()
+    }
+
     pub(super) fn loading(&self, block: Touched) {
         if let Some(watcher) = &self.watcher {
             watcher.loading(block);
