@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use crate::cli::convert_args::parse_size;
 
 /// Options shared by `exec`, `run` and `shell`. Most may be given by a variable, too: docs/environment.md.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct LaunchOptions {
     /// Make host paths visible: SRC[:DST[:ro|rw|image]][,...]; may be repeated
     ///
