@@ -74,9 +74,11 @@ bench: bench-convert bench-launch bench-ranks bench-read bench-startup
 peers: setup
 	@scripts/peers $(PEERS)
 
+# What is measured is the program that is shipped.
 bench-convert bench-launch bench-ranks bench-read bench-startup: bench-%: setup build big-image peers
 	@$(CARGO) build --quiet --release --locked --examples
-	@benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
+	@CARGO='$(CARGO)' scripts/dist/program $(shell uname -m)-unknown-linux-gnu
+	@HPCRUN=target/$(shell uname -m)-unknown-linux-gnu/release/hpcrun benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
 
 fuzz: setup
 	@scripts/fuzz
