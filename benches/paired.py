@@ -16,6 +16,7 @@ import pwd
 import resource
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -298,17 +299,25 @@ def root(*command):
     return done.stdout.decode(errors="replace")
 
 
+LATENCY = "/dev/cpu_dma_latency"
+
+
 @contextlib.contextmanager
-def spinners(wanted):
-    """One SCHED_IDLE busy loop a CPU: they yield to everything, but keep virtual CPUs from falling asleep, whose waking
-    otherwise costs more than what is measured."""
-    spin = ["chrt", "-i", "0", "sh", "-c", "while :; do :; done"]
-    loops = [
-        subprocess.Popen(["taskset", "-c", str(cpu), *spin]) for cpu in sorted(os.sched_getaffinity(0)) if wanted
-    ]
-    try:
+def awake(wanted):
+    """Keeps idle CPUs from falling asleep: waking a virtual one costs more than what is measured.
+
+    By the kernel's own means, a latency of 0 us asked for as long as the device is open, so that idle CPUs poll. Where that is
+    missing, by one SCHED_IDLE busy loop a CPU; but beside such a loop the scheduler lets a process that can run wait for the
+    next tick, 4 ms, whenever another one on its CPU goes to sleep: several processes suffer from it more than one.
+    """
+    with contextlib.ExitStack() as stack:
+        if wanted and os.path.exists(LATENCY):
+            device = stack.enter_context(open(LATENCY, "wb", buffering=0))
+            device.write(struct.pack("i", 0))
+        elif wanted:
+            for cpu in sorted(os.sched_getaffinity(0)):
+                spin = ["taskset", "-c", str(cpu), "chrt", "-i", "0", "sh", "-c", "while :; do :; done"]
+                loop = subprocess.Popen(spin)
+                stack.callback(loop.wait)
+                stack.callback(loop.kill)
         yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
