@@ -75,10 +75,9 @@ peers: setup
 	@scripts/peers $(PEERS)
 
 # What is measured is the program that is shipped.
-bench-convert bench-launch bench-ranks bench-read bench-startup: bench-%: setup build big-image peers
+bench-convert bench-launch bench-ranks bench-read bench-startup: bench-%: setup big-image peers
 	@$(CARGO) build --quiet --release --locked --examples
-	@CARGO='$(CARGO)' scripts/dist/program $(shell uname -m)-unknown-linux-gnu
-	@HPCRUN=target/$(shell uname -m)-unknown-linux-gnu/release/hpcrun benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
+	@program=$$(CARGO='$(CARGO)' scripts/dist/program) && HPCRUN=$$program benches/$* $(BIG_IMAGE) --peers $(PEERS) $(BENCH)
 
 fuzz: setup
 	@scripts/fuzz

@@ -133,8 +133,7 @@ impl<'a, T: Tree> Start<'a, T> {
 
 /// At most `length` bytes of a file; fewer where it ends.
 fn read(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-    let size = usize::try_from(file.metadata().ok()?.len()).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; length.min(size)];
+    let mut bytes = vec![0; length];
     let got = file.read_at(&mut bytes, offset).ok()?;
     bytes.truncate(got);
     Some(bytes)

@@ -2,9 +2,10 @@
 #![expect(unsafe_code, reason = "fork, close_range, dup2, getsockopt and prctl have no safe wrapper")]
 
 use std::io::{PipeReader, PipeWriter};
-use std::os::fd::{AsFd as _, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::Error;
@@ -61,44 +62,47 @@ pub fn fork() -> Result<Fork, Error> {
 
 /// Waits for the end of the child `pid`.
 pub fn wait(pid: i32) -> Result<Ended, Error> {
-    let mut status = 0;
     loop {
-        // SAFETY: the kernel writes one int.
-        if unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid {
-            if let Some(ended) = Ended::of(status) {
-                return Ok(ended);
-            }
-        } else if Errno::last() != Errno::EINTR {
-            return Err(Error::last(format!("waitpid({pid})")));
+        if let Some((_, ended)) = reap(pid, 0)? {
+            return Ok(ended);
         }
     }
 }
 
 /// Waits for the end of the child `pid`, and lets go of others that end meanwhile.
 pub fn wait_among(pid: i32) -> Result<Ended, Error> {
-    let mut status = 0;
     loop {
-        // SAFETY: the kernel writes one int.
-        let ended = unsafe { libc::waitpid(-1, &raw mut status, 0) };
-        if ended < 0 && Errno::last() != Errno::EINTR {
-            return Err(Error::last(format!("waitpid(-1), for {pid}")));
-        }
-        if ended == pid
-            && let Some(ended) = Ended::of(status)
-        {
-            return Ok(ended);
+        match reap(ANY_CHILD, 0)? {
+            Some((ended, how)) if ended == pid => return Ok(how),
+            _ => {}
         }
     }
 }
 
 /// How the child `pid` ended, if it has.
 pub fn try_wait(pid: i32) -> Result<Option<Ended>, Error> {
+    Ok(reap(pid, libc::WNOHANG)?.map(|(_, ended)| ended))
+}
+
+/// A child that has ended, if one has: its process id and how.
+pub fn ended_child() -> Option<(i32, Ended)> {
+    reap(ANY_CHILD, libc::WNOHANG).ok().flatten()
+}
+
+/// To `waitpid(2)`, whichever child.
+const ANY_CHILD: i32 = -1;
+
+/// Wrapper for `waitpid(2)`: who ended and how; none with `WNOHANG` if nobody has.
+fn reap(pid: i32, options: libc::c_int) -> Result<Option<(i32, Ended)>, Error> {
     let mut status = 0;
-    // SAFETY: the kernel writes one int.
-    match unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } {
-        -1 => Err(Error::last(format!("waitpid({pid}, NOHANG)"))),
-        0 => Ok(None),
-        _ => Ok(Ended::of(status)),
+    loop {
+        // SAFETY: the kernel writes one int.
+        match unsafe { libc::waitpid(pid, &raw mut status, options) } {
+            -1 if Errno::last() == Errno::EINTR => {}
+            -1 => return Err(Error::last(format!("waitpid({pid})"))),
+            0 => return Ok(None),
+            ended => return Ok(Ended::of(status).map(|how| (ended, how))),
+        }
     }
 }
 
@@ -160,25 +164,14 @@ pub fn set_umask(umask: u32) {
 /// Has the kernel kill this process when its parent dies, and ends it if the parent has died already. Only the parent
 /// has the reading end of `parent`: its process id is no way to tell, 0 in another process namespace.
 pub fn die_with_parent(parent: &PipeWriter) -> Result<(), Error> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     // SAFETY: the call takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
         return Err(Error::last("prctl(SET_PDEATHSIG, KILL)"));
     }
-    let mut polled = [PollFd::new(parent.as_fd(), PollFlags::empty())];
-    match poll(&mut polled, PollTimeout::ZERO) {
-        Ok(0) => Ok(()),
-        Ok(_) => exit_now(libc::EXIT_FAILURE),
-        Err(errno) => Err(Error::new("poll(pipe)", errno)),
+    match poll_pipe(parent, PollFlags::empty(), PollTimeout::ZERO)? {
+        None => Ok(()),
+        Some(_) => exit_now(libc::EXIT_FAILURE),
     }
-}
-
-/// A child that has ended, if one has: its process id and how.
-pub fn ended_child() -> Option<(i32, Ended)> {
-    let mut status = 0;
-    // SAFETY: the kernel writes one int.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    if pid > 0 { Some((pid, Ended::of(status)?)) } else { None }
 }
 
 /// Ends as a child did: with its status, or by the signal that killed it, without a second core file.
@@ -232,32 +225,36 @@ pub enum PipeEvent {
 
 /// Wrapper for `poll(2)`: waits for `event`, takes nothing out of the pipe, and says how it is then.
 pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let wanted = match event {
         PipeEvent::Bytes => PollFlags::POLLIN,
         PipeEvent::Closed => PollFlags::empty(),
     };
+    let seen = poll_pipe(pipe, wanted, PollTimeout::NONE)?.unwrap_or(PollFlags::empty());
+    Ok(PipeState {
+        has_bytes: seen.contains(PollFlags::POLLIN),
+        is_closed: seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR),
+    })
+}
+
+/// Whether no writer is left, or nobody can tell.
+pub fn is_closed(pipe: &PipeReader) -> bool {
+    poll_pipe(pipe, PollFlags::empty(), PollTimeout::ZERO) != Ok(None)
+}
+
+/// What there is at one end of a pipe; none if there is nothing of what is `wanted` when the time is over.
+fn poll_pipe(end: &impl AsFd, wanted: PollFlags, timeout: PollTimeout) -> Result<Option<PollFlags>, Error> {
     loop {
-        let mut polled = [PollFd::new(pipe.as_fd(), wanted)];
-        match poll(&mut polled, PollTimeout::NONE) {
+        let mut polled = [PollFd::new(end.as_fd(), wanted)];
+        match poll(&mut polled, timeout) {
+            Ok(0) => return Ok(None),
             Ok(_) => {
                 let [polled] = polled;
-                let seen = polled.revents().unwrap_or(PollFlags::empty());
-                return Ok(PipeState {
-                    has_bytes: seen.contains(PollFlags::POLLIN),
-                    is_closed: seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR),
-                });
+                return Ok(Some(polled.revents().unwrap_or(PollFlags::empty())));
             }
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::new("poll(pipe)", errno)),
         }
     }
-}
-
-/// Whether no writer is left, or nobody can tell.
-pub fn is_closed(pipe: &PipeReader) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::empty())], PollTimeout::ZERO) != Ok(0)
 }
 
 /// Gives way to every other process from now on: for one whose end somebody may be waiting beside, not for.

@@ -32,6 +32,14 @@ impl Site {
         site
     }
 
+    /// One with a list of one signer, whose private key is the second value.
+    fn with_signer() -> (Site, PathBuf) {
+        let site = Site::new();
+        let key = site.key("key", &["ed25519"]);
+        site.write("signers", &listed(&key, ""));
+        (site, key)
+    }
+
     fn write(&self, name: &str, text: &str) {
         let path = self.dir.path().join(name);
         fs::write(&path, text).unwrap();
@@ -384,9 +392,7 @@ fn what_happens_while_a_passphrase_is_typed_is_not_lost() {
 
 #[test]
 fn signatures_that_cannot_be_read_are_in_nobodys_way() {
-    let site = Site::new();
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
+    let (site, key) = Site::with_signer();
     let own = site.image("own.sqsh");
     signed(&key, &own);
     let mut bytes = fs::read(&own).unwrap();
@@ -414,9 +420,7 @@ fn signatures_that_cannot_be_read_are_in_nobodys_way() {
 
 #[test]
 fn every_field_of_the_table_is_signed() {
-    let site = Site::new();
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
+    let (site, key) = Site::with_signer();
     let own = site.image("own.sqsh");
     let plain = fs::read(&own).unwrap();
     let (entry, ..) = section(&plain, 5).unwrap();
@@ -451,9 +455,7 @@ fn every_field_of_the_table_is_signed() {
 
 #[test]
 fn ranks_share_only_the_data_images_that_they_judged() {
-    let site = Site::new();
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
+    let (site, key) = Site::with_signer();
     let (own, data) = (site.image("own.sqsh"), site.image("data.sqsh"));
     signed(&key, &own);
     signed(&key, &data);
@@ -481,9 +483,7 @@ fn ranks_share_only_the_data_images_that_they_judged() {
 
 #[test]
 fn what_cannot_be_signed_is_refused() {
-    let site = Site::new();
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
+    let (site, key) = Site::with_signer();
     let bytes = fs::read(image()).unwrap();
     let used = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
     let bare = site.own.path().join("bare.sqsh");
@@ -550,10 +550,8 @@ fn mend(bytes: &mut [u8]) {
 
 #[test]
 fn what_was_not_signed_is_never_run() {
-    let site = Site::new();
+    let (site, key) = Site::with_signer();
     let own = site.image("own.sqsh");
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
     signed(&key, &own);
     let good = fs::read(&own).unwrap();
     let wrong = ["it is not of this image, or damaged"];
@@ -637,9 +635,7 @@ fn site_bytes() -> u64 {
 
 #[test]
 fn a_signature_stays_with_its_image_only() {
-    let site = Site::new();
-    let key = site.key("key", &["ed25519"]);
-    site.write("signers", &listed(&key, ""));
+    let (site, key) = Site::with_signer();
     let own = site.image("own.sqsh");
     signed(&key, &own);
     // A profile may be added later, and go again.

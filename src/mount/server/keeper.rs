@@ -124,8 +124,7 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
     let mut launch = Launch::new(ready, cpu);
     let mut record = Record::default();
     let keeper = std::process::id().cast_signed();
-    let (mut announced, mut announcer) =
-        if is_ahead && launch.leaves_cpus() { ahead::way().map(Some)?.unzip() } else { (None, None) };
+    let (mut announced, mut announcer) = is_ahead.then(ahead::way).transpose()?.unzip();
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
     loop {
         let born = Instant::now();

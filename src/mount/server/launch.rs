@@ -27,11 +27,6 @@ impl Launch {
         self.cpu = None;
     }
 
-    /// Whether there are CPUs besides the launcher's.
-    pub(super) fn leaves_cpus(&self) -> bool {
-        self.cpu.is_some()
-    }
-
     /// Waits for `mount(2)`; false if the launcher has gone before.
     pub(super) fn is_mounted(&self) -> bool {
         process::look_at(&self.pipe, PipeEvent::Bytes).is_ok_and(|seen| seen.has_bytes)

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! launcher --clone-> intermediate --fork--> keeper --fork--> server (threads)
-//!     |                  exits                 |                 |
-//!     mount(2), mounted()              waits for the         LOOKUP, READ, ... until the last process that
-//!     exec of the job                  server's end          sees the mount is gone
+//!     |                  exits                 |    |            |
+//!     mount(2), mounted()              waits for the|        LOOKUP, READ, ... until the last process that
+//!     exec of the job                  server's end |        sees the mount is gone
+//!                                                   +--fork--> ahead: stores files until the job starts
 //! ```
 //!
 //! `docs/image-server.md` tells the whole story.
@@ -210,7 +211,7 @@ fn start_service(
     let fuse = fuse.try_clone().map_err(|error| sys::Error::from_io("dup(/dev/fuse)", &error))?;
     let threads = options.threads.clamp(1, THREADS_MAX);
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
-    let ServerOptions { startup, maker, ahead: is_ahead, .. } = options;
+    let ServerOptions { startup, maker, ahead, .. } = options;
     let (keeper_end, ready) = process::pipe()?;
     let service = keeper::Service {
         image,
@@ -220,7 +221,8 @@ fn start_service(
         fuse,
         ready: keeper_end,
         threads,
-        is_ahead,
+        // On the launcher's CPU, if it has but one, whoever stores would only be in its way.
+        is_ahead: ahead && cpu.is_some(),
         masked,
         cpu,
         at_end,

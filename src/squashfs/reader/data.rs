@@ -87,37 +87,30 @@ impl Filesystem {
         length: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
-        for piece in self.read(file, offset, length)? {
-            let at = out.len();
-            match piece {
-                Piece::Data { block, start, length } => {
-                    out.extend_from_slice(
-                        block.get(start..).and_then(|rest| rest.get(..length)).unwrap_or_default(),
-                    );
-                }
-                Piece::Plain { position, length } => {
-                    out.resize(at + length, 0);
-                    self.read_plain(position, out.get_mut(at..).unwrap_or_default())?;
-                }
-                Piece::Zero(length) => out.resize(at + length, 0),
-            }
-        }
-        Ok(())
+        self.read(file, offset, length)?.iter().try_for_each(|piece| self.append(piece, out))
     }
 
     /// The bytes of a piece, wherever they are.
     pub fn bytes_of<'a>(&self, piece: &'a Piece) -> Result<Cow<'a, [u8]>, ReadError> {
-        match piece {
-            Piece::Data { block, start, length } => Ok(Cow::Borrowed(
-                block.get(*start..).and_then(|rest| rest.get(..*length)).unwrap_or_default(),
-            )),
-            Piece::Plain { position, length } => {
-                let mut bytes = vec![0; *length];
-                self.read_plain(*position, &mut bytes)?;
-                Ok(Cow::Owned(bytes))
-            }
-            Piece::Zero(length) => Ok(Cow::Owned(vec![0; *length])),
+        if let Piece::Data { block, start, length } = piece {
+            return Ok(Cow::Borrowed(part(block, *start, *length)));
         }
+        let mut bytes = Vec::new();
+        self.append(piece, &mut bytes)?;
+        Ok(Cow::Owned(bytes))
+    }
+
+    fn append(&self, piece: &Piece, out: &mut Vec<u8>) -> Result<(), ReadError> {
+        let at = out.len();
+        match piece {
+            Piece::Data { block, start, length } => out.extend_from_slice(part(block, *start, *length)),
+            Piece::Plain { position, length } => {
+                out.resize(at + length, 0);
+                self.read_plain(*position, out.get_mut(at..).unwrap_or_default())?;
+            }
+            Piece::Zero(length) => out.resize(at + length, 0),
+        }
+        Ok(())
     }
 
     /// Fills `out` with the bytes of a [`Piece::Plain`].
@@ -364,6 +357,11 @@ impl Piece {
             Piece::Data { length, .. } | Piece::Plain { length, .. } | Piece::Zero(length) => *length,
         }
     }
+}
+
+/// A part of a block; of what is beyond its end, nothing.
+fn part(block: &[u8], start: usize, length: usize) -> &[u8] {
+    block.get(start..).and_then(|rest| rest.get(..length)).unwrap_or_default()
 }
 
 /// Appends a piece; neighbouring holes become one, as do bytes that lie one behind the other.
