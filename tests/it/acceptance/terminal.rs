@@ -53,6 +53,17 @@ impl Session {
         self.keyboard.write_all(keys).expect("write to the terminal");
     }
 
+    /// Waits until the job polls for a key: an interrupt between its prompt and that Python notices with the next key only.
+    #[track_caller]
+    fn expect_poll(&self) {
+        let path = format!("/proc/{}/wchan", self.child.id());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&path).expect("wchan").contains("poll") {
+            assert!(Instant::now() < deadline, "the job polls for no key");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Waits until the screen shows `expected` in what came since the last time.
     #[track_caller]
     fn expect(&mut self, expected: &str) -> String {
@@ -85,6 +96,7 @@ fn python(arguments: &[&str]) -> Command {
 fn row_08_an_interrupt_comes_once_and_python_goes_on() {
     let mut session = Session::start(&python(&["-q", "-i"]));
     session.expect(">>> ");
+    session.expect_poll();
     session.press(CONTROL_C);
     session.expect("KeyboardInterrupt");
     session.expect(">>> ");
