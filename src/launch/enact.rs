@@ -14,7 +14,7 @@ use crate::launch::job::{self, Job};
 use crate::launch::overlay_lock;
 use crate::launch::plan::LaunchPlan;
 use crate::launch::share::{self, Group, ShareError};
-use crate::launch::warm_up;
+use crate::launch::warm_up::Start;
 use crate::mount::Filesystem;
 use crate::mount::enact::{self as mounts, MountError, Served};
 use crate::mount::graft::Grafts;
@@ -329,6 +329,9 @@ fn create(
         gid,
         source,
     })?;
+    // Before the image is the server's.
+    let start = images.first().filter(|image| is_stored_ahead(plan, image));
+    let start = start.map(|image| Start::of(image, &job::paths(&plan.program, &plan.search)));
     // A premounted root has no server: the first one is then a data image's.
     let mut grafts = plan.mount.is_served().then_some(grafts);
     let mut served = Vec::with_capacity(images.len());
@@ -336,12 +339,26 @@ fn create(
         served.push(serve(plan, image, grafts.take(), maker.take(), lock)?);
     }
     let process = isolate::isolate(plan.guise.isolation, process)?;
-    let programs = job::paths(&plan.program, &plan.search);
     let launching = mounts::enact(&plan.mount, served, &mut |event| match event {
-        mounts::Event::Served { root, launching } => warm_up::look_up(root, &programs, launching),
+        mounts::Event::Served { root, launching } => warm_up(start.as_ref(), root, launching),
         event => observer(Event::Mount(event)),
     })?;
     Ok((Namespaces::of(&process).map_err(inspect)?.ids(), launching))
+}
+
+/// Whether what the job's start reads is to be in the page cache before the job asks for it. Nobody asks for it then: a trace
+/// would not see it.
+fn is_stored_ahead(plan: &LaunchPlan, root: &Filesystem) -> bool {
+    plan.mount.is_served() && !root.is_watched()
+}
+
+/// From now on until the job begins, this process reads nothing of the image: files may be stored.
+fn warm_up(start: Option<&Start>, root: &PathFd, launching: &Launching) {
+    if let Some(start) = start
+        && launching.let_store().is_ok()
+    {
+        start.look_up(root);
+    }
 }
 
 /// Has the root's image read from a copy on this node, or gives who makes one. Before there is a user namespace, in which
@@ -382,8 +399,7 @@ fn serve(
 ) -> Result<Served, EnactError> {
     let device = fuse::open_device().map_err(|source| EnactError::OpenFuse { source })?;
     let startup = if grafts.is_some() { plan.startup.clone() } else { Startup::Nothing };
-    // What is stored ahead nobody asks for: a trace would not see it.
-    let ahead = grafts.is_some() && !image.is_watched();
+    let ahead = grafts.is_some() && is_stored_ahead(plan, &image);
     let options = ServerOptions { threads: plan.server_threads, startup, maker, ahead };
     let registry = plan.share.clone().filter(|_| grafts.is_some());
     let at_end = AtEnd::new(move || registry.iter().for_each(share::remove_abandoned));

@@ -1,33 +1,24 @@
-//! Warming up: what the start of a program will look at is looked at before.
+//! Warming up: what the start of a program will look at is looked up before.
 //!
 //! The kernel asks the image server for each name on the way and for each few pages as a program starts, and waits for
-//! each answer. So the launcher has the kernel look the program, its loader and its libraries up as soon as the image is
-//! mounted, and while it goes on the server's side puts what was looked up into the kernel's page cache, which is only safe
-//! while nobody reads. The C library takes longest to be put there; so it is looked for before the program is, where it is in
-//! nearly all images. Nothing depends on any of it: what fails is left out.
+//! each answer. So the launcher finds out in the image file itself which loader and libraries the program needs, and has the
+//! kernel look all of them up as soon as the image is mounted; while the launcher goes on, the server's side puts what was
+//! looked up into the kernel's page cache. Nothing depends on any of it: what fails is left out.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::elf::{Object, library_cache};
 use crate::launch::program::script_interpreter;
-use crate::mount::server::Launching;
-use crate::sys::path::{PathFd, open_file_in_root};
+use crate::mount::{FileLayout, Filesystem, InodeKind};
+use crate::sys::path::{PathFd, look_up_in_root};
 
-/// Where nearly all images have glibc's loader, the first that is there counts.
-const LOADERS: &[&str] = if cfg!(target_arch = "aarch64") {
-    &["/lib/ld-linux-aarch64.so.1"]
+/// Where nearly all images have glibc's loader and the C library, for a program of the host's.
+const OF_ANY_PROGRAM: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["/lib/ld-linux-aarch64.so.1", "/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
 } else {
-    &["/lib64/ld-linux-x86-64.so.2"]
-};
-/// Where they have the C library: Debian's kin, and the others.
-const C_LIBRARIES: &[&str] = if cfg!(target_arch = "aarch64") {
-    &["/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
-} else {
-    &["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
+    &["/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"]
 };
 /// Which glibc's loader looks for first of all.
 const PRELOADED: &str = "/etc/ld.so.preload";
@@ -40,69 +31,70 @@ const LIBRARIES_MAX: usize = 24;
 /// Interpreters of interpreters.
 const DEPTH_MAX: usize = 3;
 
-/// Has the kernel look up what a start of the first of `candidates` looks up in the image, whose root directory is `root`:
-/// as it is mounted, with nothing mounted on it. Files may be stored from now on, but for moments in which one is read.
-pub(super) fn look_up(root: &PathFd, candidates: &[PathBuf], launching: &Launching) {
-    let image = Image { root, launching };
-    open_first(root, LOADERS);
-    open_first(root, C_LIBRARIES);
-    // Whatever fails here, less is stored.
-    let _ = launching.let_store();
-    let start = candidates.iter().find_map(|path| Start::of_program(&image, path));
-    for path in start.iter().flat_map(|start| &start.others) {
-        drop(open_file_in_root(root, path));
+/// The files of an image that a program's start reads, in the order in which it does.
+#[derive(Debug)]
+pub(super) struct Start {
+    paths: Vec<PathBuf>,
+}
+
+impl Start {
+    /// That of the first of `candidates` which the image has.
+    pub(super) fn of(image: &Filesystem, candidates: &[PathBuf]) -> Start {
+        let found = candidates.iter().find_map(|path| Search::for_program(image, path));
+        let paths = found.unwrap_or_else(|| OF_ANY_PROGRAM.iter().map(PathBuf::from).collect());
+        Start { paths }
     }
-    drop(open_file_in_root(root, Path::new(PRELOADED)));
+
+    /// Has the kernel look them up in the image, whose root directory is `root`: as it is mounted, with nothing mounted on it.
+    pub(super) fn look_up(&self, root: &PathFd) {
+        self.paths.iter().for_each(|path| look_up_in_root(root, path));
+    }
 }
 
-fn open_first(root: &PathFd, paths: &[&str]) {
-    drop(paths.iter().find_map(|path| open_file_in_root(root, Path::new(path))));
-}
-
-/// Where files are read while others may be stored.
+/// Where files are looked for.
 trait Tree {
-    fn open(&self, path: &Path) -> Option<File>;
+    type File;
+
+    /// None if there is no regular file.
+    fn file(&self, path: &Path) -> Option<Self::File>;
 
     /// At most `length` bytes of a file; fewer where it ends.
-    fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>>;
+    fn read(&self, file: &Self::File, offset: u64, length: usize) -> Option<Vec<u8>>;
 }
 
-struct Image<'a> {
-    root: &'a PathFd,
-    launching: &'a Launching,
-}
+impl Tree for Filesystem {
+    type File = FileLayout;
 
-impl Tree for Image<'_> {
-    fn open(&self, path: &Path) -> Option<File> {
-        open_file_in_root(self.root, path)
+    fn file(&self, path: &Path) -> Option<FileLayout> {
+        match self.resolve(path.as_os_str().as_bytes()).ok()??.kind {
+            InodeKind::File(file) => Some(file),
+            _ => None,
+        }
     }
 
-    fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-        self.launching.end_storing().ok()?;
-        let bytes = read(file, offset, length);
-        self.launching.let_store().ok()?;
-        bytes
+    fn read(&self, file: &FileLayout, offset: u64, length: usize) -> Option<Vec<u8>> {
+        self.read_bytes(file, offset, length).ok()
     }
 }
 
-/// The files that a program's start reads.
-struct Start<'a, T> {
+/// What was found so far.
+struct Search<'a, T> {
     tree: &'a T,
-    /// The interpreter or loader, and the libraries that the program names: what need not be read to find the others.
-    others: Vec<PathBuf>,
+    paths: Vec<PathBuf>,
 }
 
-impl<'a, T: Tree> Start<'a, T> {
-    /// None if `path` is no regular file that can be read.
-    fn of_program(tree: &'a T, path: &Path) -> Option<Start<'a, T>> {
-        let mut start = Start { tree, others: Vec::new() };
-        start.add_program(path, DEPTH_MAX)?;
-        Some(start)
+impl<T: Tree> Search<'_, T> {
+    /// None if `path` is no regular file.
+    fn for_program(tree: &T, path: &Path) -> Option<Vec<PathBuf>> {
+        let mut search = Search { tree, paths: Vec::new() };
+        search.add_program(path, DEPTH_MAX)?;
+        Some(search.paths)
     }
 
     fn add_program(&mut self, path: &Path, depth: usize) -> Option<()> {
         let tree = self.tree;
-        let file = tree.open(path)?;
+        let file = tree.file(path)?;
+        self.paths.push(path.to_owned());
         let head = tree.read(&file, 0, HEAD_BYTES)?;
         let depth = depth.checked_sub(1)?;
         if let Some(interpreter) = script_interpreter(&head) {
@@ -113,59 +105,66 @@ impl<'a, T: Tree> Start<'a, T> {
         }) && let Some(loader) = &object.interpreter
         {
             self.add(loader);
+            self.paths.push(PathBuf::from(PRELOADED));
             self.add_libraries(&object.needed);
         }
         Some(())
     }
 
+    /// Adds a file that is not read. Finding it nevertheless leaves its inode in the reader's cache, for the image server.
     fn add(&mut self, path: &[u8]) {
-        self.others.push(PathBuf::from(OsStr::from_bytes(path)));
+        let path = PathBuf::from(OsStr::from_bytes(path));
+        if self.tree.file(&path).is_some() {
+            self.paths.push(path);
+        }
     }
 
     fn add_libraries(&mut self, names: &[Vec<u8>]) {
-        let cache = self.tree.open(Path::new(library_cache::PATH));
-        let Some(cache) = cache.and_then(|file| self.tree.read(&file, 0, CACHE_MAX_BYTES)) else { return };
+        let path = Path::new(library_cache::PATH);
+        let cache = self.tree.file(path).and_then(|file| self.tree.read(&file, 0, CACHE_MAX_BYTES));
+        let Some(cache) = cache else { return };
+        self.paths.push(path.to_owned());
         for path in names.iter().filter_map(|name| library_cache::path_of(&cache, name)).take(LIBRARIES_MAX) {
             self.add(path);
         }
     }
 }
 
-/// At most `length` bytes of a file; fewer where it ends.
-fn read(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    let got = file.read_at(&mut bytes, offset).ok()?;
-    bytes.truncate(got);
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     struct Host;
 
     impl Tree for Host {
-        fn open(&self, path: &Path) -> Option<File> {
-            open_file_in_root(&PathFd::open_directory(Path::new("/")).unwrap(), path)
+        type File = File;
+
+        fn file(&self, path: &Path) -> Option<File> {
+            path.is_file().then(|| File::open(path).ok())?
         }
 
         fn read(&self, file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
-            read(file, offset, length)
+            let mut bytes = vec![0; length];
+            let got = file.read_at(&mut bytes, offset).ok()?;
+            bytes.truncate(got);
+            Some(bytes)
         }
     }
 
-    /// What else a start of `program` looks up; none if it is no program.
-    fn others(program: &Path) -> Option<Vec<String>> {
-        let start = Start::of_program(&Host, program)?;
-        Some(start.others.iter().map(|path| path.display().to_string()).collect())
+    /// What a start of `program` reads; none if it is no program.
+    fn paths(program: &Path) -> Option<Vec<String>> {
+        let paths = Search::for_program(&Host, program)?;
+        Some(paths.iter().map(|path| path.display().to_string()).collect())
     }
 
     #[test]
     fn finds_loader_and_libraries() {
-        let found = others(&std::fs::canonicalize("/bin/sh").unwrap()).unwrap();
-        for name in ["/ld-", "/libc.so"] {
-            assert_eq!(found.iter().filter(|path| path.contains(name)).count(), 1, "{found:?}");
+        let found = paths(Path::new("/bin/sh")).unwrap();
+        for name in ["/bin/sh", "/ld-", "/ld.so.preload", "/ld.so.cache", "/libc.so"] {
+            assert_eq!(found.iter().filter(|path| path.contains(name)).count(), 1, "{name}: {found:?}");
         }
     }
 
@@ -174,23 +173,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("script");
         std::fs::write(&script, "#!/bin/sh -e\n").unwrap();
-        assert_eq!(others(&script), others(&std::fs::canonicalize("/bin/sh").unwrap()));
+        let mut expected = vec![script.display().to_string()];
+        expected.extend(paths(Path::new("/bin/sh")).unwrap());
+        assert_eq!(paths(&script), Some(expected));
         let own = directory.path().join("own");
         std::fs::write(&own, format!("#!{}\n", own.display())).unwrap();
-        assert_eq!(others(&own), Some(Vec::new()));
+        assert_eq!(paths(&own), Some(vec![own.display().to_string(); DEPTH_MAX + 1]));
     }
 
     #[test]
     fn leaves_out_what_is_no_regular_file() {
         for path in ["/", "/dev/null", "/none", ""] {
-            assert_eq!(others(Path::new(path)), None, "{path}");
+            assert_eq!(paths(Path::new(path)), None, "{path}");
         }
         let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(others(&fifo), None);
         let empty = directory.path().join("empty");
         File::create(&empty).unwrap();
-        assert_eq!(others(&empty), Some(Vec::new()));
+        assert_eq!(paths(&empty), Some(vec![empty.display().to_string()]));
     }
 }

@@ -45,13 +45,12 @@ pub struct PolicyFile {
 pub struct Policy {
     files: Vec<PolicyFile>,
     rules: Rules,
-    text_sha256: [u8; 32],
 }
 
 impl Policy {
     /// The policy of a site without a file: hpcrun's defaults, nothing refused.
     pub fn builtin() -> Policy {
-        Policy { files: Vec::new(), rules: Rules::default(), text_sha256: hash(&[]) }
+        Policy { files: Vec::new(), rules: Rules::default() }
     }
 
     /// Reads `text`, which came from `file` (kept for messages only).
@@ -74,12 +73,7 @@ impl Policy {
         let document = Document::parse(&texts);
         let rules = read::read_rules(&document);
         let problems = document.into_problems();
-        if problems.is_empty() {
-            let text_sha256 = hash(&files);
-            Ok(Policy { files, rules, text_sha256 })
-        } else {
-            Err(PolicyError { files, problems })
-        }
+        if problems.is_empty() { Ok(Policy { files, rules }) } else { Err(PolicyError { files, problems }) }
     }
 
     /// The files, in the order of reading; none of the built-in policy.
@@ -98,18 +92,14 @@ impl Policy {
     }
 
     /// SHA-256 of the files' texts: two launches with equal hashes were decided by the same rules.
-    pub fn text_sha256(&self) -> &[u8; 32] {
-        &self.text_sha256
+    pub fn text_sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for file in &self.files {
+            hash.update(file.text.len().to_le_bytes());
+            hash.update(&file.text);
+        }
+        hash.finalize().into()
     }
-}
-
-fn hash(files: &[PolicyFile]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for file in files {
-        hash.update(file.text.len().to_le_bytes());
-        hash.update(&file.text);
-    }
-    hash.finalize().into()
 }
 
 /// The policy is wrong; nothing is launched until it is right.

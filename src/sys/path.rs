@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, PosixFadviseAdvice, ResolveFlag, openat, openat2, posix_fadvise};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 
 use super::{Error, is_missing};
@@ -80,19 +80,12 @@ pub fn open_in_root(root: &PathFd, path: &Path) -> Result<PathFd, Error> {
     }
 }
 
-/// Opens a regular file for reading as if `root` were `/`, links followed; none for anything else that `path` may name, and
-/// on kernels before Linux 5.6. What is no regular file is opened for a moment: only for trees in which that does nothing.
-/// The kernel reads nothing ahead: when a read is done, no request is under way.
-pub fn open_file_in_root(root: &PathFd, path: &Path) -> Option<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let how = OpenHow::new()
-        .flags(flags)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = openat2(root, path, how).ok()?;
-    let mode = nix::sys::stat::fstat(&file).ok()?.st_mode;
-    let is_file = SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).ok()?;
-    is_file.then(|| File::from(file))
+/// Has the kernel look `path` up as if `root` were `/`, links followed: what it learned then is known sooner later. Does
+/// nothing on kernels before Linux 5.6.
+pub fn look_up_in_root(root: &PathFd, path: &Path) {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
+    drop(openat2(root, path, how));
 }
 
 /// One `openat2(2)`, Linux 5.6.

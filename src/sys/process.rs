@@ -3,6 +3,7 @@
 
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -238,7 +239,13 @@ pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> 
 
 /// Whether no writer is left, or nobody can tell.
 pub fn is_closed(pipe: &PipeReader) -> bool {
-    poll_pipe(pipe, PollFlags::empty(), PollTimeout::ZERO) != Ok(None)
+    is_closed_within(pipe, Duration::ZERO)
+}
+
+/// Waits until that is so, or `time` is over, which is a minute at most.
+pub fn is_closed_within(pipe: &PipeReader, time: Duration) -> bool {
+    let timeout = u16::try_from(time.as_millis()).unwrap_or(u16::MAX);
+    poll_pipe(pipe, PollFlags::empty(), PollTimeout::from(timeout)) != Ok(None)
 }
 
 /// What there is at one end of a pipe; none if there is nothing of what is `wanted` when the time is over.

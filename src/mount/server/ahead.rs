@@ -7,9 +7,9 @@
 //!
 //! Who stores a page has to wait for a reader of that page, and nothing ends the wait but the reader's answer. Were the
 //! server killed meanwhile, the waiting one would hold `/dev/fuse` for ever, a SIGKILL notwithstanding, and with it the mount
-//! and whoever waits for that. So nothing is stored while anybody reads: the launcher, which ends it before each read of its
-//! own and before the job begins, or another rank, which cannot join before that ([`Launch::begin_turn`]). A process of its
-//! own stores, the keeper's child: a thread of the server in such a wait would keep the next server from being started.
+//! and whoever waits for that. So nothing is stored while anybody reads: the launcher, which reads nothing itself, ends it
+//! before the job begins, and before another rank may join ([`Launch::begin_turn`]). A process of its own stores, the keeper's
+//! child: a thread of the server in such a wait would keep the next server from being started.
 
 use std::io::{IoSlice, PipeReader, PipeWriter, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,7 +88,6 @@ pub(super) fn start(announced: PipeReader, tree: &Tree, device: &Device, launch:
     if let Ok(Fork::Child) = process::fork() {
         process::set_name(NAME);
         std::panic::set_hook(Box::new(|_| {}));
-        launch.leave_cpu();
         let mut store = Store { tree, device, launch, left: ALL_MAX_BYTES, content: Vec::new() };
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| store.all(announced)));
         process::exit_now(0)

@@ -87,8 +87,6 @@ impl Helper {
     fn run(self) {
         let Helper { session, launch, maker, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
-        launch.leave_cpu();
-        keeper::settle(&session.tree);
         for _ in 0..session.startup.threads() {
             let session = Arc::clone(&session);
             spawn(move || session.startup.work(&session.tree));
@@ -97,6 +95,7 @@ impl Helper {
         session.announcer.close();
         drop(launch);
         std::thread::sleep(SETTLING);
+        keeper::settle(&session.tree);
         // Threads have the affinity of the one that starts them.
         let _ = affinity::reset();
         let _ = affinity::reset_thread(first);
@@ -136,6 +135,8 @@ impl Watcher {
             let Some((number, mut slot)) = relief.next() else { return };
             let session = Arc::clone(&session);
             spawn(move || {
+                // The watcher was started while the launcher had a CPU of its own.
+                let _ = affinity::reset();
                 slot.populate();
                 ended(session.serve_to_the_end((number, slot)))
             });

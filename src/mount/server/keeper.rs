@@ -34,6 +34,8 @@ use crate::sys::{self, affinity, namespace, title};
 
 /// A server that lived this long was fine: what is counted against it begins anew.
 const HEALTHY: Duration = Duration::from_secs(1);
+/// How long to leave the CPUs to the launch and its server, whose death is not noticed meanwhile.
+const LAUNCH_MAX: Duration = Duration::from_millis(5);
 /// Longest pause before a restart.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// Crashes in a row after which unanswered requests get `EIO`: one of them is what kills servers.
@@ -122,6 +124,7 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
     let agreement = Agreement::new(slots.word(), masked);
     let mut launch = Launch::new(ready, cpu);
+    launch.leave_cpu();
     let mut record = Record::default();
     let keeper = std::process::id().cast_signed();
     let (mut announced, mut announcer) = is_ahead.then(ahead::way).transpose()?.unzip();
@@ -148,9 +151,11 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
                     std::thread::yield_now();
                     ahead::start(announced, &tree, &device, &launch);
                 }
+                launch.wait_a_while(LAUNCH_MAX);
                 settle(&tree);
-                // By now the launch is over, or as good as over.
                 launch.forget_cpu();
+                // A binding that stays makes later servers slower, not wrong.
+                let _ = affinity::reset();
                 match process::wait_among(server)? {
                     Ended::Exited(UNMOUNTED) => return Ok(()),
                     ended => match record.note(ended, born.elapsed()) {

@@ -5,6 +5,7 @@
 
 use std::io::PipeReader;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sys::process::{self, PipeEvent};
 use crate::sys::{affinity, lock};
@@ -50,6 +51,11 @@ impl Launch {
         let _ = process::look_at(&self.pipe, PipeEvent::Closed);
     }
 
+    /// The same, but waits no longer than `time`.
+    pub(super) fn wait_a_while(&self, time: Duration) {
+        process::is_closed_within(&self.pipe, time);
+    }
+
     /// Puts the calling thread on the launcher's CPU. A launch is a chain of short requests, of which each waits for
     /// the one before: on one CPU a request is two switches, between two CPUs it is two times waking one up.
     pub(super) fn join_cpu(&self) {
@@ -59,8 +65,8 @@ impl Launch {
         }
     }
 
-    /// Keeps the calling thread off the launcher's CPU. The scheduler puts a new thread where it is quiet at that moment,
-    /// which is where the launcher waits for this server; balancing CPUs takes it longer than a launch.
+    /// Keeps the calling thread off the launcher's CPU, and those that it starts. The scheduler puts a new thread where it is
+    /// quiet at that moment, which is where the launcher waits for this server; balancing CPUs takes it longer than a launch.
     pub(super) fn leave_cpu(&self) {
         if let Some(cpu) = self.cpu {
             // With one CPU only there is no choice.
