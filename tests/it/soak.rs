@@ -452,7 +452,8 @@ fn soak_memory_of_the_server() {
         command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().expect("hpcrun");
     let span = Duration::from_secs_f64(share(240.0).max(10.0));
     let begun = Instant::now();
-    std::thread::sleep(span / 5);
+    // Until each thread has had the largest of everything in hand.
+    std::thread::sleep(span / 2);
     let mut samples = Vec::new();
     while begun.elapsed() < span {
         samples.push((begun.elapsed().as_secs_f64() / 60.0, server_memory(&tenant) as f64));
@@ -465,7 +466,7 @@ fn soak_memory_of_the_server() {
         mean(&|sample| (sample.0 - time) * (sample.1 - memory)) / mean(&|sample| (sample.0 - time).powi(2));
     println!(
         "memory of the server: {memory:.0} kB, {slope:+.1} kB a minute over {:.1} minutes",
-        span.as_secs_f64() / 60.0
+        span.as_secs_f64() / 120.0
     );
     nix::sys::signal::killpg(
         nix::unistd::Pid::from_raw(child.id().cast_signed()),
