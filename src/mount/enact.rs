@@ -306,7 +306,7 @@ fn mount_new(planned: &PlannedOp, root: &NewRoot, served: Option<Served>) -> Res
         }
         (Op::Processes { destination }, _) => mount::processes(&place(destination)?),
         (Op::DataImage { source, destination }, Some(served)) => {
-            NewRoot::serve_data(source, &place(destination)?, served)
+            root.serve_data(source, (destination, &place(destination)?), served)
         }
         _ => return Err(MountError::NoRoot { planned: boxed() }),
     };

@@ -34,7 +34,9 @@ impl NewRoot {
         let data = server::mount_data(fuse.as_fd(), uid, gid);
         mount::fuse(image, place.path(), &data)?;
         let launching = waiting.mounted()?;
-        Ok((NewRoot(Tree::at(place.path())?), launching))
+        let root = Tree::at(place.path())?;
+        launching.entrust(root.top());
+        Ok((NewRoot(root), launching))
     }
 
     /// Mounts a copy of a tree that is mounted already.
@@ -44,13 +46,20 @@ impl NewRoot {
         Tree::at(place.path()).map(NewRoot)
     }
 
-    /// Serves another image file at `place`. The launch of its server is over at once: the root's goes on.
-    pub(super) fn serve_data(image: &Path, place: &PathFd, served: Served) -> Result<(), Error> {
+    /// Serves another image file at `path`, opened as `place`. The launch of its server is over at once: the root's goes on.
+    pub(super) fn serve_data(
+        &self,
+        image: &Path,
+        (path, place): (&Path, &PathFd),
+        served: Served,
+    ) -> Result<(), Error> {
         let Served { fuse, server: waiting, uid, gid } = served;
         let data = server::mount_data(fuse.as_fd(), uid, gid);
         mount::fuse(image, Path::new(&place.proc_path()), &data)?;
         // Dropped before the root's, which was made earlier and knows the CPUs that were the caller's.
-        waiting.mounted().map(drop)
+        let launching = waiting.mounted()?;
+        launching.entrust(&self.open(path)?);
+        Ok(())
     }
 
     /// Lays an overlay over it; `name` is what the mount table shows.

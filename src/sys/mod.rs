@@ -11,6 +11,7 @@ pub mod error;
 pub mod exec;
 pub mod file;
 pub mod fuse;
+pub mod handover;
 pub mod known;
 pub mod lock;
 pub mod mount;

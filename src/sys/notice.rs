@@ -12,7 +12,7 @@ use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Error;
+use super::{Error, handover};
 
 /// Where the system's log listens.
 const SYSTEM_LOG: &str = "/dev/log";
@@ -63,9 +63,8 @@ impl StandardError {
 fn standard_error_of(id: u32) -> Option<OwnedFd> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let process: i32 = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()?;
+    let process = handover::process(process).ok()?;
     // SAFETY: takes numbers only; what is no descriptor is not taken for one.
-    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
-    // SAFETY: as above.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), libc::STDERR_FILENO, 0) })
 }
 

@@ -169,7 +169,7 @@ pub fn die_with_parent(parent: &PipeWriter) -> Result<(), Error> {
     if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
         return Err(Error::last("prctl(SET_PDEATHSIG, KILL)"));
     }
-    match poll_pipe(parent, PollFlags::empty(), PollTimeout::ZERO)? {
+    match poll_for(parent, PollFlags::empty(), Some(Duration::ZERO))? {
         None => Ok(()),
         Some(_) => exit_now(libc::EXIT_FAILURE),
     }
@@ -230,7 +230,7 @@ pub fn look_at(pipe: &PipeReader, event: PipeEvent) -> Result<PipeState, Error> 
         PipeEvent::Bytes => PollFlags::POLLIN,
         PipeEvent::Closed => PollFlags::empty(),
     };
-    let seen = poll_pipe(pipe, wanted, PollTimeout::NONE)?.unwrap_or(PollFlags::empty());
+    let seen = poll_for(pipe, wanted, None)?.unwrap_or(PollFlags::empty());
     Ok(PipeState {
         has_bytes: seen.contains(PollFlags::POLLIN),
         is_closed: seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR),
@@ -242,16 +242,22 @@ pub fn is_closed(pipe: &PipeReader) -> bool {
     is_closed_within(pipe, Duration::ZERO)
 }
 
-/// Waits until that is so, or `time` is over, which is a minute at most.
-pub fn is_closed_within(pipe: &PipeReader, time: Duration) -> bool {
-    let timeout = u16::try_from(time.as_millis()).unwrap_or(u16::MAX);
-    poll_pipe(pipe, PollFlags::empty(), PollTimeout::from(timeout)) != Ok(None)
+/// Waits until that is so, or `limit` is over, which is a minute at most.
+pub fn is_closed_within(pipe: &PipeReader, limit: Duration) -> bool {
+    poll_for(pipe, PollFlags::empty(), Some(limit)) != Ok(None)
 }
 
-/// What there is at one end of a pipe; none if there is nothing of what is `wanted` when the time is over.
-fn poll_pipe(end: &impl AsFd, wanted: PollFlags, timeout: PollTimeout) -> Result<Option<PollFlags>, Error> {
+/// What there is of a descriptor; none if there is nothing of what is `wanted` when the time, a minute at most, is over.
+pub(super) fn poll_for(
+    fd: &impl AsFd,
+    wanted: PollFlags,
+    limit: Option<Duration>,
+) -> Result<Option<PollFlags>, Error> {
+    let timeout = limit.map_or(PollTimeout::NONE, |limit| {
+        PollTimeout::from(u16::try_from(limit.as_millis()).unwrap_or(u16::MAX))
+    });
     loop {
-        let mut polled = [PollFd::new(end.as_fd(), wanted)];
+        let mut polled = [PollFd::new(fd.as_fd(), wanted)];
         match poll(&mut polled, timeout) {
             Ok(0) => return Ok(None),
             Ok(_) => {
@@ -259,7 +265,7 @@ fn poll_pipe(end: &impl AsFd, wanted: PollFlags, timeout: PollTimeout) -> Result
                 return Ok(Some(polled.revents().unwrap_or(PollFlags::empty())));
             }
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::new("poll(pipe)", errno)),
+            Err(errno) => return Err(Error::new("poll()", errno)),
         }
     }
 }

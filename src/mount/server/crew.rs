@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::hold::Hold;
 use super::keeper;
 use super::launch::Launch;
 use super::protocol::init;
@@ -13,6 +14,7 @@ use super::watch::RELIEF_MAX;
 use crate::mount::node_cache::Maker;
 use crate::sys::affinity;
 use crate::sys::fuse::RequestSlot;
+use crate::sys::handover::Taker;
 
 /// Stack of a serving thread, bytes: the codecs keep their state on the heap.
 const STACK_BYTES: usize = 512 << 10;
@@ -30,6 +32,7 @@ pub(super) fn serve(
     session: Session,
     mut slots: Vec<RequestSlot>,
     launch: Launch,
+    taker: Option<Taker>,
     maker: Option<Maker>,
     ended: fn(Over) -> !,
 ) -> ! {
@@ -52,6 +55,7 @@ pub(super) fn serve(
     let helper = Helper {
         session: Arc::clone(&session),
         launch: launch.clone(),
+        taker,
         maker,
         places: places.collect(),
         watcher,
@@ -72,6 +76,8 @@ pub(super) fn serve(
 struct Helper {
     session: Arc<Session>,
     launch: Launch,
+    /// Of the first server: gives the mount to hold.
+    taker: Option<Taker>,
     /// To be at work after the launch.
     maker: Option<Maker>,
     /// Of the other serving threads.
@@ -85,16 +91,23 @@ struct Helper {
 
 impl Helper {
     fn run(self) {
-        let Helper { session, launch, maker, places, watcher, first, ended } = self;
+        let Helper { session, launch, taker, maker, places, watcher, first, ended } = self;
         watcher.map(|watcher| spawn(move || watcher.run()));
         for _ in 0..session.startup.threads() {
             let session = Arc::clone(&session);
             spawn(move || session.startup.work(&session.tree));
         }
+        let hold = taker.and_then(|taker| Hold::take(&taker));
         launch.wait_for_end();
         session.announcer.close();
         drop(launch);
-        std::thread::sleep(SETTLING);
+        let hold = match hold {
+            Some(hold) => hold.for_a_while(SETTLING),
+            None => {
+                std::thread::sleep(SETTLING);
+                None
+            }
+        };
         keeper::settle(&session.tree);
         // Threads have the affinity of the one that starts them.
         let _ = affinity::reset();
@@ -112,6 +125,10 @@ impl Helper {
         for place in places {
             let session = Arc::clone(&session);
             spawn(move || ended(session.serve_to_the_end(place)));
+        }
+        drop(session);
+        if let Some(hold) = hold {
+            hold.until_its_end();
         }
     }
 }

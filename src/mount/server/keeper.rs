@@ -27,6 +27,7 @@ use crate::mount::graft::Grafts;
 use crate::mount::node_cache::{self, Maker};
 use crate::squashfs::reader::Filesystem;
 use crate::sys::fuse::{Device, RequestSlots};
+use crate::sys::handover::Taker;
 use crate::sys::notice::StandardError;
 use crate::sys::process::{self, Ended, Fork};
 use crate::sys::signal::{self, Taken};
@@ -64,6 +65,8 @@ pub(super) struct Service {
     pub(super) fuse: OwnedFd,
     /// The launcher's pipe.
     pub(super) ready: PipeReader,
+    /// Gives the mount to hold.
+    pub(super) taker: Taker,
     pub(super) threads: usize,
     /// Whether files that the launcher looks up are stored in the page cache.
     pub(super) is_ahead: bool,
@@ -108,8 +111,20 @@ fn finish() {
 }
 
 fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
-    let Service { mut image, grafts, startup, maker, fuse, ready, threads, is_ahead, masked, cpu, at_end: _ } =
-        service;
+    let Service {
+        mut image,
+        grafts,
+        startup,
+        maker,
+        fuse,
+        ready,
+        taker,
+        threads,
+        is_ahead,
+        masked,
+        cpu,
+        at_end: _,
+    } = service;
     image.be_patient();
     let reporter = Reporter::new(
         sys::file::path_of(image.file()).unwrap_or_default(),
@@ -118,7 +133,7 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
     );
     let tree = Tree::new(image, grafts);
     let device = Device::new(fuse);
-    let own = [device.raw(), ready.as_raw_fd()].into_iter();
+    let own = [device.raw(), ready.as_raw_fd(), taker.raw()].into_iter();
     let of_image = node_cache::descriptors(tree.image(), maker.as_ref());
     become_helper(&own.chain(of_image).chain(held).collect::<Vec<_>>())?;
     let slots = RequestSlots::new(threads, RELIEF_MAX)?;
@@ -127,6 +142,7 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
     launch.leave_cpu();
     let mut record = Record::default();
     let keeper = std::process::id().cast_signed();
+    let mut taker = Some(taker);
     let (mut announced, mut announcer) = is_ahead.then(ahead::way).transpose()?.unzip();
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
     loop {
@@ -142,10 +158,10 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
                 let mut session =
                     Session::new(tree, startup, device, agreement, unanswered, threads, reporter);
                 session.announcer = announcer.map_or_else(Announcer::closed, Announcer::to);
-                crew::serve(session, slots.into_slots(), launch, maker, end_server)
+                crew::serve(session, slots.into_slots(), launch, taker, maker, end_server)
             }
             Fork::Parent(server) => {
-                drop(announcer.take());
+                drop((announcer.take(), taker.take()));
                 if let Some(announced) = announced.take() {
                     // The launcher waits for the server, which was born on this CPU.
                     std::thread::yield_now();

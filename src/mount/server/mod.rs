@@ -12,6 +12,7 @@
 
 mod ahead;
 mod crew;
+mod hold;
 mod keeper;
 mod launch;
 mod lone_client;
@@ -29,7 +30,7 @@ pub use self::recorder::Recorder;
 pub use self::startup::Startup;
 
 use std::io::{PipeWriter, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::mount::MsFlags;
 
@@ -96,6 +97,7 @@ impl std::fmt::Debug for AtEnd {
 #[derive(Debug)]
 pub struct Waiting {
     ready: PipeWriter,
+    entrusting: hold::Entrusting,
     /// Where the server expects the caller.
     cpu: Option<usize>,
 }
@@ -108,7 +110,8 @@ impl Waiting {
     pub fn mounted(mut self) -> Result<Launching, sys::Error> {
         let told = self.ready.write_all(&[1]);
         told.map_err(|error| sys::Error::from_io("write(keeper's pipe)", &error))?;
-        Ok(Launching { ready: self.ready, _stay: self.cpu.and_then(Stay::on) })
+        let Waiting { ready, entrusting, cpu } = self;
+        Ok(Launching { ready, entrusting, _stay: cpu.and_then(Stay::on) })
     }
 }
 
@@ -116,10 +119,17 @@ impl Waiting {
 #[derive(Debug)]
 pub struct Launching {
     ready: PipeWriter,
+    entrusting: hold::Entrusting,
     _stay: Option<Stay>,
 }
 
 impl Launching {
+    /// Has the server wait in the caller's place, when the caller ends, for the kernel to take down the mount, whose root
+    /// directory is `root`.
+    pub fn entrust(&self, root: &impl AsFd) {
+        self.entrusting.entrust(root);
+    }
+
     /// Lets the files that were looked up, and those that will be, be stored in the kernel's page cache. Nobody may read a file
     /// of the mount from now on until [`Launching::end_storing`].
     pub fn let_store(&self) -> Result<(), sys::Error> {
@@ -213,6 +223,7 @@ fn start_service(
     let cpu = affinity::current_cpu().filter(|_| threads > 1);
     let ServerOptions { startup, maker, ahead, .. } = options;
     let (keeper_end, ready) = process::pipe()?;
+    let (entrusting, taker) = hold::way()?;
     let service = keeper::Service {
         image,
         grafts,
@@ -220,6 +231,7 @@ fn start_service(
         maker,
         fuse,
         ready: keeper_end,
+        taker,
         threads,
         // On the launcher's CPU, if it has but one, whoever stores would only be in its way.
         is_ahead: ahead && cpu.is_some(),
@@ -231,13 +243,11 @@ fn start_service(
     detached::fork(service, keeper::run)?.leave();
     // Now: to close the other end would have ended it.
     lock::refuse_turns(&ready)?;
-    Ok(Waiting { ready, cpu })
+    Ok(Waiting { ready, entrusting, cpu })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
