@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::io::PipeReader;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,10 +84,8 @@ impl Service {
     }
 }
 
-/// What is left to do at the end: for the keeper, or for a server that has lost it.
+/// What is left to do at the end: for the server, and again for the keeper, should the server be killed before.
 static AT_END: Mutex<Option<AtEnd>> = Mutex::new(None);
-/// The parent of this process if it is a server.
-static KEEPER: AtomicI32 = AtomicI32::new(0);
 
 /// Lives as the keeper until the file system is unmounted.
 pub(super) fn run(mut service: Service) -> Infallible {
@@ -104,7 +101,7 @@ pub(super) fn run(mut service: Service) -> Infallible {
     process::exit_now(status)
 }
 
-/// Does what is left to do, once: whoever comes second, in another thread that sees the end, waits for the first.
+/// Does what is left to do, once a process: whoever comes second, in another thread that sees the end, waits for the first.
 fn finish() {
     let mut at_end = AT_END.lock().unwrap_or_else(PoisonError::into_inner);
     at_end.take().unwrap_or_default().run();
@@ -141,7 +138,6 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
     let mut launch = Launch::new(ready, cpu);
     launch.leave_cpu();
     let mut record = Record::default();
-    let keeper = std::process::id().cast_signed();
     let mut taker = Some(taker);
     let (mut announced, mut announcer) = is_ahead.then(ahead::way).transpose()?.unzip();
     // The first server is there before there is a mount: the launcher's first look at it is not to wait for a fork.
@@ -149,7 +145,6 @@ fn keep(service: Service, held: Option<RawFd>) -> Result<(), sys::Error> {
         let born = Instant::now();
         match fork_patiently()? {
             Fork::Child => {
-                KEEPER.store(keeper, Ordering::Relaxed);
                 process::set_name(SERVER_NAME);
                 process::shape_heaps(HEAPS, HEAP_STEP);
                 std::panic::set_hook(Box::new(|_| {}));
@@ -200,7 +195,8 @@ fn fork_patiently() -> Result<Fork, sys::Error> {
 
 fn end_server(over: Over) -> ! {
     process::yield_to_all();
-    if over == Over::Unmounted && nix::unistd::getppid().as_raw() != KEEPER.load(Ordering::Relaxed) {
+    // Now: what the kernel still has to do of the mount may take a second, and a batch system kills what it finds after a job.
+    if over == Over::Unmounted {
         finish();
     }
     process::exit_now(match over {

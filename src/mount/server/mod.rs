@@ -60,7 +60,7 @@ pub struct ServerOptions {
     pub ahead: bool,
 }
 
-/// What the keeper does last of all, when the file system is gone and with it every process of the job.
+/// What is done last of all, when the file system is gone and with it every process of the job.
 #[derive(Default)]
 pub struct AtEnd {
     last: Option<Box<dyn FnOnce() + Send>>,
@@ -69,8 +69,8 @@ pub struct AtEnd {
 }
 
 impl AtEnd {
-    /// Runs `last` in the keeper, or in the server if somebody killed the keeper. Either has the host's mounts, no descriptor of the caller's and nobody to tell of
-    /// errors.
+    /// Runs `last` in the server and again in the keeper, each of which somebody may have killed. Either has the host's mounts, no
+    /// descriptor of the caller's and nobody to tell of errors.
     pub fn new(last: impl FnOnce() + Send + 'static) -> AtEnd {
         AtEnd { last: Some(Box::new(last)), held: None }
     }

@@ -129,8 +129,11 @@ fn ps_does_not_take_the_command_of_a_server_for_the_jobs() {
     let own = copy_in(dir.path());
     let job = waiting(&own, &[]);
     let server = listed(&mut hpcrun(["ps", "--json"]), &own)[0]["server"]["pid"].as_u64().expect("a server");
-    let title = text(&fs::read(format!("/proc/{server}/cmdline")).expect("cmdline"));
-    assert_eq!(title.split('\0').next().map(|title| title.contains("]: serves ")), Some(true), "{title}");
+    let command_line = || text(&fs::read(format!("/proc/{server}/cmdline")).expect("cmdline"));
+    wait_for("the title that a server takes when the launch is over", || {
+        command_line().split('\0').next().is_some_and(|title| title.contains("]: serves "))
+    });
+    let title = command_line();
     assert!(title.contains(&own.display().to_string()) && !title.contains("echo ready"), "{title}");
     finish(job);
 }
